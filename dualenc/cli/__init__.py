@@ -1,0 +1,100 @@
+"""`dualenc …`: parse, import what the command needs, call one function. Errors are one line; --debug shows the traceback."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import sys
+
+LIGHTNING = {
+    "fit": "train an encoder: dualenc fit --config scenes",
+    "validate": "score a checkpoint on data.val: dualenc validate --config scenes --ckpt_path last",
+    "test": "score a checkpoint on data.test: dualenc test --config scenes --ckpt_path last",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 for an error, 2 for wrong usage, 130 when interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    logging.basicConfig(format="%(message)s", level=logging.INFO if debug else logging.WARNING)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # loader workers' too; our own messages go through logging
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ndualenc: interrupted\n")
+        return 130
+    except BrokenPipeError:  # the reader of our output has left
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (closed by the exit)
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        sys.stderr.write(f"dualenc: error: {explain(error)}\n")
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in LIGHTNING:
+        quiet()
+        from dualenc.train.run import run
+
+        run(arguments)
+        return 0
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if "run" not in options:
+        options.usage.print_help()
+        return 2
+    quiet()
+    return options.run(options) or 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command; importing nothing heavy."""
+    from dualenc.cli import data, embed, evaluate, index
+
+    parser = argparse.ArgumentParser(
+        prog="dualenc",
+        description="Train CLIP-style image and text encoders, index their embeddings, search and measure them.",
+        epilog="each command explains itself: dualenc COMMAND --help",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(usage=parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for module in (data, embed, index, evaluate):
+        module.register(commands)
+    for name, text in LIGHTNING.items():
+        commands.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def quiet() -> None:
+    """Silence what the libraries say at every start and no user can act on."""
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lightning_fabric", "faiss", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def explain(error: BaseException) -> str:
+    """One line for a user: what, why and, as far as we know, what to do."""
+    if isinstance(error, OSError) and error.errno is not None:
+        place = f"{error.filename}: " if error.filename else ""
+        cures = {
+            errno.ENOSPC: "the output could not be written; free some space or write elsewhere",
+            errno.EFBIG: "the output could not be written; raise the file size limit or write elsewhere",
+            errno.EROFS: "nothing can be written there; choose another output folder",
+            errno.EACCES: "permission is missing; change it or choose another folder",
+            errno.ENOTDIR: "a part of the path is a file; choose another folder",
+            errno.ENOENT: "check the path",
+        }
+        return f"{place}{error.strerror}: {cures.get(error.errno, 'the operating system refused')}"
+    text = " ".join(str(error).split()) or "no message"
+    expected = isinstance(error, ValueError | OSError | RuntimeError | ImportError)
+    return text if expected else f"{type(error).__name__}: {text} (run with --debug and report it)"

@@ -1,0 +1,63 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, example: str
+) -> argparse.ArgumentParser:
+    """Add a subcommand whose help ends with an example."""
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"example: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run, usage=parser)
+    return parser
+
+
+def group(commands: Any, name: str, text: str) -> Any:
+    """Add a noun with commands of its own."""
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+    parser.set_defaults(usage=parser)
+    return parser.add_subparsers(title="commands", metavar="COMMAND")
+
+
+def compute_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that runs an encoder over a source."""
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time (default 64)")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes (default 2)")
+    parser.add_argument("--accelerator", default="auto", help="auto, cpu, gpu, … (Lightning's; default auto)")
+    parser.add_argument("--devices", default="1", help="how many, or auto (default 1)")
+
+
+def compute(options: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of `compute_options` for `dualenc.embed.run`."""
+    names = ("batch_size", "workers", "accelerator", "devices")
+    return {name: getattr(options, name) for name in names} | {"devices": _devices(options.devices)}
+
+
+def _devices(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+def print_json(value: Any) -> None:
+    """Standard JSON to stdout."""
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    sys.stdout.write("\n")
+
+
+def is_store(path: str) -> bool:
+    """Whether `path` is a store rather than shards or images."""
+    from pathlib import Path
+
+    return any((Path(path) / kind).is_dir() for kind in ("img_emb", "text_emb"))

@@ -1,0 +1,139 @@
+"""report.json and report.html: the numbers for scripts, and one self-contained page for people."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from dualenc.data.shards import read_at
+from dualenc.evaluate.curve import Panel, panels
+from dualenc.evaluate.sections import Picture, Section, Share
+from dualenc.files import whole_file, write_json
+from dualenc.images import decode
+
+THUMBNAIL = 224  # pixels on the longer side: sharp at the size the page shows it, also on a phone's dense screen
+TEMPLATES = Path(__file__).parent / "templates"
+THIN = "\u202f"  # a narrow space that does not break, between a number and its unit
+
+
+def write_report(
+    out: str | Path,
+    report: Mapping[str, Any],
+    examples: Sequence[Section] = (),
+    curve: str | Path | Iterable[Mapping[str, Any]] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    title: str = "Evaluation",
+) -> Path:
+    """Write `out`/report.json and `out`/report.html, each whole or not at all; returns the page's path.
+
+    report: flat keys -> number, text or None (JSON's null). examples: what the `evaluate_*` functions returned, one
+    section each, in the page's order. curve: see `curve.panels`. provenance: what was run to get the numbers (command,
+    fingerprint, data, versions; may nest): shown on the page, and under "provenance/…" in report.json.
+    The page loads nothing from anywhere. ValueError: a value that is no standard JSON, such as NaN.
+    """
+    made = flat({"provenance": provenance or {}})
+    whole = {**report, **made}
+    for key, value in whole.items():
+        if not isinstance(value, str | int | float | None) or value != value or value in (float("inf"), float("-inf")):
+            raise ValueError(
+                f"the report's {key} is {value!r}, which JSON has no place for; give a finite number, text or None"
+            )
+    drawn = panels(curve) if curve is not None else []
+    page = render(report, examples, drawn, made, title)
+    write_json(Path(out) / "report.json", whole)
+    path = Path(out) / "report.html"
+    with whole_file(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+    return path
+
+
+def render(
+    report: Mapping[str, Any],
+    sections: Sequence[Section],
+    curve: Sequence[Panel],
+    provenance: Mapping[str, Any],
+    title: str,
+) -> str:
+    """The page as HTML; everything that comes from data is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "number": number, "thumbnail": thumbnail}
+    environment.tests["share"] = lambda value: isinstance(value, Share)
+    return environment.get_template("report.html.jinja").render(
+        title=title,
+        report=report,
+        sections=sections,
+        headlines=[headline for section in sections for headline in section.headlines],
+        curve=[
+            panel._replace(svg=Markup(panel.svg)) for panel in curve
+        ],  # drawn by us; its labels escaped by matplotlib
+        provenance={key.removeprefix("provenance/"): value for key, value in provenance.items()},
+    )
+
+
+@lru_cache(maxsize=4096)
+def thumbnail(picture: Picture, side: int = THUMBNAIL) -> str | None:
+    """The image as a data: URI of a JPEG at most `side` pixels large; None where it cannot be read any more."""
+    try:
+        image = decode(read_at(*picture))
+    except (OSError, ValueError):  # moved, or damaged since: the page says so in its place, the numbers stand
+        return None
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    image.save(
+        data, "JPEG", quality=87, subsampling=0, optimize=True
+    )  # no subsampling: small pictures keep their colours
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
+
+
+def percent(fraction: float) -> str:
+    """A fraction in percent, with as many digits as it takes not to read 0.
+
+    >>> [percent(value).replace(THIN, " ") for value in (0.706, 1, 0.0002, 0.99999)]
+    ['70.6 %', '100 %', '0.02 %', '99.9 %']
+    """
+    value = 100 * fraction
+    digits = 0 if value in (0, 100) else 1 if value >= 0.095 else 2 if value >= 0.0095 else 4
+    text = f"{value:.{digits}f}"
+    return f"{'99.9' if text == '100.0' else text}{THIN}%"
+
+
+def number(value: Any) -> str:
+    """A value of report.json as text: counts with separators, fractions with four digits.
+
+    >>> number(25000), number(0.70634), number(None), number("mean")
+    ('25,000', '0.7063', '–', 'mean')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:,.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level of keys with "/" between.
+
+    >>> flat({"versions": {"torch": "2.13"}, "seed": 0})
+    {'versions/torch': '2.13', 'seed': 0}
+    """
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{key}/")
+        else:
+            out[f"{prefix}{key}"] = value if isinstance(value, str | int | float | None) else str(value)
+    return out

@@ -1,0 +1,77 @@
+"""Callbacks: the progress bar's rate, settings that would give wrong gradients, and the encoder folder at the end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import dualenc.torchvision_ops  # noqa: F401  (before Lightning)
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+
+from dualenc.files import refuse_existing
+from dualenc.model.folder import load_weights, save_folder
+
+log = logging.getLogger("dualenc")
+
+
+class Progress(TQDMProgressBar):
+    """Lightning's bar, with samples per second since the epoch's start in place of the version number."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer, *_)
+        self._start, self._first = time.monotonic(), trainer.global_step
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        steps = trainer.global_step - getattr(self, "_first", trainer.global_step)
+        if steps and isinstance(batch := getattr(trainer.datamodule, "batch_size", None), int):  # type: ignore[attr-defined]
+            metrics["samples/s"] = f"{steps * batch / (time.monotonic() - self._start):.0f}"
+        return metrics
+
+
+class ExactGradients(Callback):
+    """Refuses settings under which a contrastive gradient would silently differ from that of the whole batch."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}: the loss would see only a part of the "
+                "batch as negatives, which is another gradient than the whole batch's; set it to 1 and data.batch_size to what fits"
+            )
+
+
+class WriteEncoder(Callback):
+    """At the end of fit, writes the encoder folder from the best checkpoint (by the monitored score), or the last weights.
+
+    Args:
+        folder: where the encoder folder goes.
+        replace: whether one may lie there already, as after resuming.
+    """
+
+    def __init__(self, folder: str | Path, replace: bool = False):
+        self.folder, self.replace = Path(folder), replace
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero and not self.replace:
+            refuse_existing(self.folder)  # before hours of training, not after
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
+        module: Any = pl_module
+        if best is not None and best.best_model_path:
+            checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+            state = {k[6:]: v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+            load_weights(module.model, state, best.best_model_path)
+            loaded = module.loaded()._replace(provenance=checkpoint["dualenc"]["training"])
+            score = f", {best.monitor} {float(best.best_model_score):.4f}" if best.best_model_score is not None else ""
+        else:
+            loaded, score = module.loaded(), ""
+        save_folder(self.folder, loaded, replace=True)
+        log.warning("encoder written to %s (step %s%s)", self.folder, loaded.provenance["steps"], score)

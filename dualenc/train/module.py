@@ -1,0 +1,196 @@
+"""The LightningModule: two towers, a contrastive loss over the whole batch of all ranks, validation by Recall@K."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import dualenc.torchvision_ops  # noqa: F401  (before Lightning)
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from dualenc.model import folder
+from dualenc.model.losses import contrastive_loss, sigmoid_loss
+from dualenc.model.names import class_files
+from dualenc.model.spec import input_spec
+from dualenc.model.towers import build, check_config, image_features, text_features
+from dualenc.train.gather import gather_rows
+from dualenc.train.validation import Counts, Embeddings, zero_shot_scores
+
+log = logging.getLogger("dualenc")
+
+
+class ContrastiveModule(pl.LightningModule):
+    """Trains two open_clip towers.
+
+    Args:
+        start_from: an encoder folder, a .ckpt, or open_clip's NAME:TAG or hf-hub:… whose weights to start from.
+        name: a built-in open_clip architecture such as ViT-B-32, with random weights.
+        embed_dim: width of an embedding, where the towers are given by their sizes.
+        vision: the image tower's sizes, open_clip's vision_cfg (also timm_model_name).
+        text: the text tower's sizes, open_clip's text_cfg.
+        quick_gelu: OpenAI's approximation of GELU, as its own weights need.
+        preprocess: changes to open_clip's preprocessing (mean, std, interpolation, resize_mode).
+        loss: softmax (CLIP) or sigmoid (SigLIP).
+        temperature: initial temperature of the softmax loss (the sigmoid loss starts at 0.1 and bias -10).
+        max_logit_scale: upper clamp of the logit scale, 1 / the lowest temperature.
+        lr: peak learning rate.
+        weight_decay: decoupled weight decay of matrices; gains, biases and temperature have none.
+        betas: AdamW's decay rates.
+        warmup_steps: steps of linear warm-up before the cosine falls to zero at the last step.
+    """
+
+    def __init__(
+        self,
+        start_from: str | None = None,
+        name: str | None = None,
+        embed_dim: int = 256,
+        vision: dict[str, Any] | None = None,
+        text: dict[str, Any] | None = None,
+        quick_gelu: bool = False,
+        preprocess: dict[str, Any] | None = None,
+        loss: str = "softmax",
+        temperature: float = 0.07,
+        max_logit_scale: float = 100.0,
+        lr: float = 1e-3,
+        weight_decay: float = 0.2,
+        betas: tuple[float, float] = (0.9, 0.98),
+        warmup_steps: int = 50,
+    ):
+        super().__init__()
+        if loss not in ("softmax", "sigmoid"):
+            raise ValueError(f"model.loss {loss!r} is unknown; use softmax or sigmoid")
+        if sum(x is not None for x in (start_from, name, vision)) != 1:
+            raise ValueError("give exactly one of model.start_from, model.name, or model.vision with model.text: the towers")
+        self.save_hyperparameters()
+        self.loss, self.max_logit_scale, self.lr, self.weight_decay = loss, max_logit_scale, lr, weight_decay
+        self.betas, self.warmup_steps = betas, warmup_steps
+        self._towers(start_from, name, embed_dim, vision, text, quick_gelu, preprocess or {}, temperature)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.counts = Counts()
+        self._seen: dict[int, Embeddings] = {}
+
+    def _towers(self, start_from, name, embed_dim, vision, text, quick_gelu, preprocess, temperature) -> None:  # type: ignore[no-untyped-def]
+        if start_from is not None:
+            loaded = folder.load(start_from)
+            self.model, self.model_cfg, self.tokenizer = loaded.model, loaded.model_cfg, loaded.tokenizer
+            check_config({}, preprocess)
+            self.model.visual.preprocess_cfg.update(preprocess)  # type: ignore[union-attr,operator]
+        else:
+            if name is not None:
+                self.model_cfg = folder.model_config(name)
+            else:
+                self.model_cfg = {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text or {}, "quick_gelu": quick_gelu}
+                self.model_cfg["custom_text"] = "timm_model_name" in vision
+            scale = 10.0 if self.loss == "sigmoid" else 1 / temperature
+            self.model_cfg["init_logit_scale"] = math.log(scale)
+            if self.loss == "sigmoid":
+                self.model_cfg["init_logit_bias"] = -10.0
+            self.model = build(self.model_cfg, preprocess)
+            self.tokenizer = folder.make_tokenizer(self.model_cfg["text_cfg"])
+        if self.loss == "sigmoid" and getattr(self.model, "logit_bias", None) is None:
+            raise ValueError(f"{start_from}: has no logit bias, so the sigmoid loss cannot train it; use model.loss softmax")
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What the data module needs to know of the towers."""
+        return input_spec(self.model, self.tokenizer)
+
+    def loaded(self) -> folder.Loaded:
+        """The encoder as it stands, for an encoder folder."""
+        return folder.Loaded(self.model, self.tokenizer, self.model_cfg, self.provenance())
+
+    def provenance(self) -> dict[str, Any]:
+        """How these weights came about, in plain types."""
+        plain = {k: v for k, v in self.hparams.items() if not k.startswith("_") and v is not None}
+        seen = self.global_step * getattr(getattr(self.trainer, "datamodule", None), "batch_size", 0) if self._trainer else 0
+        return {"settings": plain, "steps": int(self.global_step), "samples_seen": int(seen)}
+
+    def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
+        image, text, valid = gather_rows(
+            image_features(self.model, batch["image"]), text_features(self.model, batch["text"]), batch["valid"]
+        )
+        self.counts.add(batch)
+        loss = self._loss(image, text) if valid.all() else self._loss(image[valid], text[valid])
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss.item()} at step {self.global_step}, so training stops before it spoils the weights; "
+                "lower model.lr, lengthen model.warmup_steps or set trainer.gradient_clip_val"
+            )
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/logit_scale", self.model.logit_scale.exp().detach())  # type: ignore[operator]
+        return loss
+
+    def _loss(self, image: Tensor, text: Tensor) -> Tensor:
+        if not len(image):
+            raise ValueError("no sample of a whole batch could be used; `dualenc data check` says what is wrong with the data")
+        with torch.autocast(image.device.type, enabled=False):  # logits in half precision cost 1 % of the gradient
+            if image.dtype in (torch.float16, torch.bfloat16):
+                image, text = image.float(), text.float()
+            scale = self.model.logit_scale.exp()  # type: ignore[operator]
+            if self.loss == "sigmoid":
+                return sigmoid_loss(image, text, scale, self.model.logit_bias)  # type: ignore[arg-type]
+            return contrastive_loss(image, text, scale)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        with torch.no_grad():  # CLIP clamps so that training stays stable (Radford et al. 2021, 2.5)
+            self.model.logit_scale.clamp_(0, math.log(self.max_logit_scale))  # type: ignore[union-attr,operator]
+
+    def on_train_epoch_end(self) -> None:
+        self.log_dict(self.counts.take(self.trainer), rank_zero_only=True)
+
+    def validation_step(self, batch: dict[str, Any], _: int, dataloader_idx: int = 0) -> None:
+        self._seen.setdefault(dataloader_idx, Embeddings()).add(self.model, batch)
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+
+    def _report(self, prefix: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        names = [name for name in ("val", "zeroshot") if name in data.sources] if prefix == "val" else ["test"]
+        for place, name in enumerate(names):
+            seen = self._seen.pop(place, None)
+            if seen is None or self.trainer.sanity_checking:
+                continue
+            if name == "zeroshot":
+                metrics = zero_shot_scores(self.model, self.tokenizer, seen, *class_files(data.paths["zeroshot"]))
+                metrics = {f"{prefix}/zeroshot_{k}": v for k, v in metrics.items()}
+            else:
+                metrics = {f"{prefix}/{k}": v for k, v in seen.recall().items()}
+            self.log_dict(metrics, rank_zero_only=True)
+        self._seen.clear()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        trained = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=1e-8)
+        total = self.trainer.estimated_stepping_batches
+        if not math.isfinite(total):
+            raise ValueError("training has no end, so the cosine schedule has no length; set trainer.max_steps or max_epochs")
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, self.warmup_steps, int(total)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["dualenc"] = {
+            "model_cfg": self.model_cfg,
+            "preprocess_cfg": folder.preprocess_of(self.model),
+            "training": self.provenance(),
+        }
+
+
+def warmup_cosine(step: int, warmup: int, total: int) -> float:
+    """The learning rate's factor at a step: linear to 1 over `warmup` steps, then half a cosine to 0 at `total`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

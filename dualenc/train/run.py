@@ -1,0 +1,112 @@
+"""`dualenc fit|validate|test`: the LightningCLI, with one-line errors and our own defaults."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import dualenc.torchvision_ops  # noqa: F401  (before Lightning)
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+from dualenc.data.module import PairData
+from dualenc.files import shipped
+from dualenc.train.callbacks import ExactGradients, Progress, WriteEncoder
+from dualenc.train.module import ContrastiveModule
+
+NOISE = (  # true of our own loaders by design, or of no use to a user
+    ".*args parameter is intended.*",
+    ".*does not have many workers.*",
+    ".*exists and is not empty.*",
+    ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
+    ".*number of training batches.*logging interval.*",
+)
+
+
+class Parser(LightningArgumentParser):
+    """One line per error, with the nearest known option; no abbreviations, which would set the wrong option quietly."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **(kwargs | {"allow_abbrev": False}))
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+        text = " ".join(str(message).split())
+        unknown = text.split("'")[-2] if "does not accept" in text and text.count("'") >= 2 else ""
+        known = [action.dest.removeprefix("fit.") for action in self._known_actions()]
+        near = difflib.get_close_matches(unknown, known, 1) if unknown else []
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        sys.stderr.write(f"dualenc: error: {text}{hint}\n")
+        raise SystemExit(2)
+
+    def _known_actions(self) -> list[Any]:
+        parsers = [self, *(p for a in self._actions if isinstance(getattr(a, "choices", None), dict) for p in a.choices.values())]
+        return [action for parser in parsers for action in parser._actions]
+
+
+class CLI(LightningCLI):
+    """ContrastiveModule and PairData; everything a run leaves lies under trainer.default_root_dir."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("model", "data.spec", compute_fn=lambda model: model.spec, apply_on="instantiate")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "best-{step}", "checkpoint.mode": "max"})
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        root = Path(config.trainer.default_root_dir or "runs/fit")
+        config.trainer.default_root_dir = str(root)
+        config.checkpoint.dirpath = config.checkpoint.dirpath or str(root / "checkpoints")
+        if config.data.val and config.checkpoint.monitor is None:
+            config.checkpoint.monitor = "val/mean_recall"
+        if self.subcommand == "fit":
+            for key in ("train", "val", "zeroshot"):
+                _check_paths(f"data.{key}", config.data[key])
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        config = self.config[self.subcommand]
+        root = Path(config.trainer.default_root_dir)
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = [
+                CSVLogger(root, name="", version="log", flush_logs_every_n_steps=10),
+                TensorBoardLogger(root, name="", version="log", default_hp_metric=False),
+            ]
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks += [ExactGradients(), *([LearningRateMonitor("step")] if trainer.loggers else [])]
+        if self.subcommand == "fit":
+            trainer.callbacks.append(WriteEncoder(root / "encoder", replace=config.ckpt_path is not None))
+        return trainer
+
+
+def _check_paths(name: str, value: Any) -> None:
+    for path in value if isinstance(value, list) else [value]:
+        if path and not any(c in path for c in "*{[") and not Path(path).exists():
+            raise FileNotFoundError(f"{name}: {path} does not exist, so there is no data to read; check the path")
+
+
+def run(argv: list[str]) -> CLI:
+    """Run `fit`, `validate` or `test` with command-line arguments; `--config NAME` also takes the name of a shipped config."""
+    for pattern in NOISE:
+        warnings.filterwarnings("ignore", message=pattern)
+    return CLI(
+        ContrastiveModule,
+        PairData,
+        args=[_config(a, before) for before, a in zip(["", *argv], argv, strict=False)],
+        parser_class=Parser,
+        parser_kwargs={"fit": {"description": "Train an encoder."}},
+        trainer_defaults={"callbacks": [Progress()], "use_distributed_sampler": False, "log_every_n_steps": 10},
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+    )
+
+
+def _config(argument: str, before: str) -> str:
+    """`--config NAME` and `--config=NAME` to the path of that config."""
+    if before in ("--config", "-c"):
+        return str(shipped("configs", argument))
+    name, equals, value = argument.partition("=")
+    return f"{name}={shipped('configs', value)}" if name == "--config" and equals else argument

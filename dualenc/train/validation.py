@@ -1,0 +1,108 @@
+"""What validation collects over batches and ranks, and the scores it makes of it."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from dualenc.evaluate.metrics import retrieval_metrics, zero_shot_metrics
+from dualenc.model.names import zero_shot_classifier
+from dualenc.model.towers import image_features, pads_to_longest, text_features
+
+
+class Counts:
+    """Samples seen, dropped by reason, and captions cut at the context, over an epoch and all ranks."""
+
+    def __init__(self) -> None:
+        self._counts: collections.Counter[str] = collections.Counter()
+
+    def add(self, batch: dict[str, Any]) -> None:
+        self._counts["seen"] += int(batch["valid"].sum())
+        self._counts["captions_cut"] += batch["truncated"]
+        self._counts.update(f"dropped: {reason}" for reason in batch["reason"] if reason)
+
+    def take(self, trainer: Any) -> dict[str, float]:
+        """The counts of all ranks, under `data/…`; starts anew."""
+        counts = gathered(dict(self._counts))
+        total: collections.Counter[str] = collections.Counter()
+        for part in counts:
+            total.update(part)
+        self._counts.clear()
+        total["incomplete_batch"] = getattr(trainer.train_dataloader.sampler, "incomplete", 0)
+        return {f"data/{name.replace(': ', '/').replace(' ', '_')}": float(count) for name, count in total.items()}
+
+
+class Embeddings:
+    """Embeddings of one evaluation set, with which caption belongs to which image."""
+
+    def __init__(self) -> None:
+        self._batches: list[dict[str, np.ndarray]] = []
+
+    def add(self, model: nn.Module, batch: dict[str, Any]) -> None:
+        row = batch["text_row"]
+        kept = batch["valid"][row]
+        part = {"image": image_features(model, batch["image"]), "position": batch["position"], "valid": batch["valid"]}
+        if len(row):
+            part |= {"text": text_features(model, batch["all_text"])[kept], "owner": batch["position"][row][kept]}
+        if "label" in batch:
+            part["label"] = batch["label"]
+        self._batches.append({k: v.detach().cpu().float().numpy() if k in ("image", "text") else v.cpu().numpy() for k, v in part.items()})
+
+    def whole(self) -> dict[str, np.ndarray]:
+        """All ranks' rows in the order of the data set: image (N, D), label (N,), text (T, D), image_row (T,)."""
+        batches = [b for part in gathered(self._batches) for b in part]
+        merged = {k: np.concatenate([b[k] for b in batches if k in b]) for k in set().union(*batches)}
+        valid = merged["valid"]
+        position = merged["position"][valid]
+        order = np.argsort(position)
+        whole = {"image": merged["image"][valid][order]}
+        if len(merged.get("label", ())) == len(valid):
+            whole["label"] = merged["label"][valid][order]
+        if "text" in merged:
+            place = np.argsort(merged["owner"], kind="stable")
+            whole["text"] = merged["text"][place]
+            whole["image_row"] = np.searchsorted(position[order], merged["owner"][place])
+        return whole
+
+    def recall(self) -> dict[str, float]:
+        """Recall@1/5/10 both ways and their mean, over what was seen; k above the gallery is left out."""
+        rows = self.whole()
+        if "text" not in rows or not len(rows["image"]):
+            raise ValueError("no sample of the evaluation set has both an image and a caption; `dualenc data check` says why")
+        owned = np.unique(rows["image_row"])  # images without captions cannot be queries
+        scores = retrieval_metrics(rows["image"][owned], rows["text"], np.searchsorted(owned, rows["image_row"]), strict=False)
+        recalls = {k: v for k, v in scores.items() if "recall@" in k}
+        return {**recalls, "mean_recall": float(np.mean(list(recalls.values()))) if recalls else 0.0}
+
+
+def zero_shot_scores(model: nn.Module, tokenizer: Any, seen: Embeddings, names: list[str], templates: list[str]) -> dict[str, float]:
+    """Zero-shot metrics of an evaluation set with labels, without those that are undefined."""
+    rows = seen.whole()
+    if "label" not in rows:
+        raise ValueError("data.zeroshot: samples have no KEY.cls, so there is nothing to compare with; add classes or leave it out")
+
+    def embed_texts(texts: list[str]) -> np.ndarray:
+        tokens = tokenizer(texts)
+        if pads_to_longest(model):
+            tokens = tokens[:, : int(tokens.any(dim=0).nonzero().max()) + 1]
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            return text_features(model, tokens.to(device)).float().cpu().numpy()
+
+    classifier = zero_shot_classifier(embed_texts, names, templates)  # (C, D)
+    scores = zero_shot_metrics(rows["image"] @ classifier.T, rows["label"])
+    return {k: v for k, v in scores.items() if v is not None}
+
+
+def gathered(value: Any) -> list[Any]:
+    """The value of every rank; only arrays and plain types of our own pass through."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return [value]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, value)
+    return parts
