@@ -1,8 +1,162 @@
-from PIL import Image
+"""Encoded images to RGB pictures, whatever they are: colour spaces, palettes, alpha, 16 bits, rotation, damage."""
+
+from __future__ import annotations
+
+import functools
 import io
-class BadImage(ValueError): pass
-def decode(data):
-    try: return Image.open(io.BytesIO(data)).convert("RGB")
-    except Exception as e: raise BadImage("image does not decode") from e
-def open_image(path):
-    return decode(open(path,'rb').read())
+import os
+import struct
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+MAX_PIXELS = 178_956_970  # above it Pillow itself refuses (twice its MAX_IMAGE_PIXELS)
+ZERO, NO_IMAGE, TRUNCATED = "zero bytes", "not an image", "truncated image"
+TOO_LARGE, BROKEN = "too many pixels", "image does not decode"
+REASONS = (ZERO, NO_IMAGE, TRUNCATED, TOO_LARGE, BROKEN)
+# Formats that cannot start other programs (EPS does) and that bytes alone identify (TGA's do not)
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AVIF", "JPEG2000")
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadImage(ValueError):
+    """An image that cannot be used; its text is one of REASONS."""
+
+
+class Decoded(NamedTuple):
+    """An RGB picture, the format of its file, and what had to be done to it that a plain decoder would not do."""
+
+    image: Image.Image
+    format: str
+    repairs: tuple[str, ...]
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Encoded bytes to a picture of mode RGB: upright, alpha on white, 8 bits a channel, the first frame.
+
+    An ordinary RGB or grey file comes out as Pillow's `open(...).convert("RGB")`, to the bit. Raises BadImage;
+    more than `max_pixels` (at most MAX_PIXELS) are refused before anything is decoded.
+    """
+    return decode_fully(data, max_pixels).image
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """`decode` a file. OSError where it cannot be read; ValueError names the file and the reason."""
+    with open(path, "rb") as file:
+        data = file.read()
+    try:
+        return decode(data)
+    except BadImage as error:
+        raise ValueError(f"{os.fspath(path)}: {error}, so it has no pixels to use; replace or remove it") from error
+
+
+def decode_fully(data: bytes, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """`decode`, with the file's format and the repairs ("CMYK", "palette", "alpha", "rotation", "frames", ...)."""
+    if not data:
+        raise BadImage(ZERO)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what matters raises
+        try:
+            with Image.open(io.BytesIO(data), formats=_formats()) as image:
+                if image.width * image.height > max_pixels:
+                    raise BadImage(TOO_LARGE)
+                frames = _frames(image)
+                image.load()
+                rotation = _rotation(image)
+                picture, repairs = flatten(image)
+                if rotation is not None:
+                    picture = picture.transpose(rotation)
+                    repairs.append("rotation")
+                return Decoded(picture, str(image.format), (*repairs, *(["frames"] if frames else [])))
+        except BadImage:
+            raise
+        except Image.DecompressionBombError:
+            raise BadImage(TOO_LARGE) from None
+        except MemoryError:
+            raise
+        except UnidentifiedImageError as error:
+            raise BadImage(_reason(data, error) if _known(data) else NO_IMAGE) from None
+        except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
+            raise BadImage(_reason(data, error)) from error
+
+
+def flatten(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """A picture of any mode as RGB, with what was done to it: alpha lies on white, deep channels become 8 bits."""
+    mode = image.mode
+    if mode in ("I", "F") or mode.startswith("I;16"):
+        return _eight_bits(image).convert("RGB"), ["float" if mode == "F" else "16-bit"]
+    repairs = [] if mode in ("RGB", "L", "RGBA", "LA") else ["palette" if mode in ("P", "PA") else mode]
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+        repairs.append("alpha")
+    return image.convert("RGB"), repairs
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Deep grey as 8 bits. Floats up to 1 are shares of white; else white is the most of the depth that fits."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0)
+    most = values.max(initial=0.0)
+    if image.mode == "F" and most <= 1:
+        values *= 255
+    elif image.mode != "F" and most <= 0xFFFF:
+        values /= 256  # its upper byte, as Pillow takes it of 16-bit colour
+    elif most > 0xFF:
+        values /= 256.0 if most <= 0xFFFF else 256.0**3
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def _rotation(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged EXIF: the picture itself is whole
+        return None
+
+
+def _frames(image: Image.Image) -> bool:
+    """Whether the file is an animation, or pages; a camera's MPO (picture and preview) is neither."""
+    try:
+        return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+    except Exception:  # counting walks the file; its first frame may be whole all the same
+        return False
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # a Pillow may be built without some
+
+
+def _known(data: bytes) -> bool:
+    """Whether the bytes begin as those of a common image format."""
+    return data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")) or data[:4] + data[8:12] == b"RIFFWEBP"
+
+
+def _reason(data: bytes, error: Exception) -> str:
+    text = str(error).lower()
+    return TRUNCATED if "truncated" in text or isinstance(error, EOFError) or _ends_early(data) else BROKEN
+
+
+def _ends_early(data: bytes) -> bool:
+    """Whether a file that did not decode lacks its format's end."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return b"\xff\xd9" not in data[-1024:]
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" not in data[-1024:]
+    if data.startswith(b"GIF8"):
+        return b";" not in data[-1024:]
+    if data.startswith(b"RIFF"):
+        return len(data) < 12 or struct.unpack("<I", data[4:8])[0] + 8 > len(data)
+    return False

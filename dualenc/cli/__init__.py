@@ -39,9 +39,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     if arguments and arguments[0] in LIGHTNING:
-        quiet()
         from dualenc.train.run import run
 
+        quiet()  # after the imports: Lightning sets its loggers' levels when it is imported
         run(arguments)
         return 0
     parser = build_parser()
@@ -91,6 +91,8 @@ def explain(error: BaseException) -> str:
             errno.EFBIG: "the output could not be written; raise the file size limit or write elsewhere",
             errno.EROFS: "nothing can be written there; choose another output folder",
             errno.EACCES: "permission is missing; change it or choose another folder",
+            errno.EPERM: "nothing can be written there; choose another folder",
+            errno.EEXIST: "a file is in the way; choose another folder",
             errno.ENOTDIR: "a part of the path is a file; choose another folder",
             errno.ENOENT: "check the path",
         }

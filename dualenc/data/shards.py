@@ -120,10 +120,10 @@ class Shards(Source):
                     keys.append(key)
                     rows.append((number, *(x for place in places for x in (place or (-1, -1)))))
         if not keys and strict:
-            seen = ", ".join(f".{e} ({n})" for e, n in extensions.most_common(8)) or "nothing"
+            seen = ", ".join(f".{e} ({n})" for e, n in extensions.most_common(8)) or "no member at all"
             damaged = "".join(f"; {reason}: {len(names)}" for reason, names in problems.items())
             raise ValueError(
-                f"{where(self.paths)}: no sample with an image ({', '.join(IMAGE_EXTENSIONS)}) was found, only {seen}"
+                f"{where(self.paths)}: no sample with an image ({', '.join(IMAGE_EXTENSIONS)}) was found, but {seen}"
                 f"{damaged}; `dualenc data pack` makes shards"
             )
         self._table = np.array(rows, dtype=np.int64).reshape(-1, 1 + 2 * len(KINDS))
@@ -143,9 +143,9 @@ class Folder(Source):
         files = sorted(p for p in root.rglob("*") if p.suffix.lower().lstrip(".") in FOLDER_EXTENSIONS and p.is_file())
         if not files:
             seen = collections.Counter(p.suffix for p in root.rglob("*") if p.is_file())
-            kinds = ", ".join(f"{e or 'no suffix'} ({n})" for e, n in seen.most_common(8)) or "nothing"
+            kinds = ", ".join(f"{e or 'no suffix'} ({n})" for e, n in seen.most_common(8)) or "no file at all"
             raise ValueError(
-                f"{root}: no shards (.tar) and no images ({', '.join(FOLDER_EXTENSIONS)}) were found, only {kinds}; "
+                f"{root}: neither shards (.tar) nor images ({', '.join(FOLDER_EXTENSIONS)}) were found, but {kinds}; "
                 "name a folder that holds one of the two"
             )
         self.files = files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import logging
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from dualenc.embed.store import Store, open_store
 from dualenc.embed.store_writer import StoreWriter
 from dualenc.model.encoder import DualEncoder
 from dualenc.model.towers import image_features, text_features
+
+log = logging.getLogger("dualenc")
 
 PART_SAMPLES = 50_000  # samples per part of a store: what a killed job loses at most
 
@@ -45,6 +48,7 @@ class _Predict(pl.LightningModule):
         super().__init__()
         self.model, self.bar = encoder.model, bar
         self.parts: list[dict[str, Any]] = []
+        self.truncated = 0
 
     def predict_step(self, batch: dict[str, Any], _: int) -> None:
         row = batch["text_row"]
@@ -63,6 +67,7 @@ class _Predict(pl.LightningModule):
             self.parts += parts or []
         else:
             self.parts.append(part)
+        self.truncated += batch["truncated"]
         self.bar.update(len(batch["key"]))
 
 
@@ -99,6 +104,8 @@ def embed_source(
         predict = _Predict(encoder, bar)
         loader = make_loader(Pairs(source, encoder.spec), order, workers, all_captions=True)
         trainer.predict(predict, loader, return_predictions=False)
+    if predict.truncated:
+        log.warning("%d captions were cut at the context of %d tokens", predict.truncated, encoder.tokenizer.context_length)
     return _assemble(predict.parts, encoder.dim, source)
 
 

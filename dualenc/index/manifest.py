@@ -16,7 +16,7 @@ from dualenc import __version__
 from dualenc.files import read_json, sha256, whole_file
 
 NAME, FORMAT, VERSION = "manifest.json", "dualenc-index", 1
-_NEEDED = "generation recipe search rows tombstones dim next_id files fingerprint encoder side mean".split()
+_NEEDED = ["generation", "recipe", "search", "rows", "tombstones", "dim", "next_id", "files", "fingerprint", "mean"]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -48,9 +48,14 @@ def is_store(source: Any) -> bool:
 
 
 def as_rows(source: Any, side: str = "image", name: str = "vectors") -> Rows:
-    """`Rows` of an (N, D) array, a list of rows, or one side of an open store. ValueError says what does not fit."""
+    """`Rows` of an (N, D) array, a list of rows, or one side of an open store (`Rows` stay what they are).
+
+    ValueError says what does not fit.
+    """
     if is_store(source):
         return source.side(side)
+    if hasattr(source, "blocks"):
+        return source
     if isinstance(source, (str, bytes)) or hasattr(source, "__fspath__"):
         raise ValueError(f"{name}={source!r} is a path; open it first: dualenc.embed.open_store({str(source)!r})")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,9 @@ from dualenc.images import open_image
 from dualenc.model import folder
 from dualenc.model.spec import input_spec
 from dualenc.model.towers import pads_to_longest, text_features
+
+
+log = logging.getLogger("dualenc")
 
 
 class DualEncoder:
@@ -77,6 +81,9 @@ class DualEncoder:
 
         def batch(part: Sequence[str]) -> torch.Tensor:
             tokens = self.tokenizer(list(part))  # (B, context)
+            full = [text for text, last in zip(part, tokens[:, -1], strict=True) if last]
+            if cut := sum(len(self.tokenizer.encode(text)) + 2 > tokens.shape[1] for text in full if hasattr(self.tokenizer, "encode")):
+                log.warning("%d captions were cut at the context of %d tokens", cut, tokens.shape[1])
             if shorten:  # zeros pad; the end of text is not zero
                 tokens = tokens[:, : int(tokens.any(dim=0).nonzero().max()) + 1]
             return text_features(self.model, tokens.to(self.device))

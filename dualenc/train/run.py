@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -51,6 +52,8 @@ class Parser(LightningArgumentParser):
 class CLI(LightningCLI):
     """ContrastiveModule and PairData; everything a run leaves lies under trainer.default_root_dir."""
 
+    fresh: Path | None = None  # that folder, where this run is the first to use it
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("model", "data.spec", compute_fn=lambda model: model.spec, apply_on="instantiate")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
@@ -60,6 +63,7 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand]
         root = Path(config.trainer.default_root_dir or "runs/fit")
         config.trainer.default_root_dir = str(root)
+        CLI.fresh = None if root.exists() else root
         config.checkpoint.dirpath = config.checkpoint.dirpath or str(root / "checkpoints")
         if config.data.val and config.checkpoint.monitor is None:
             config.checkpoint.monitor = "val/mean_recall"
@@ -88,20 +92,26 @@ def _check_paths(name: str, value: Any) -> None:
             raise FileNotFoundError(f"{name}: {path} does not exist, so there is no data to read; check the path")
 
 
-def run(argv: list[str]) -> CLI:
-    """Run `fit`, `validate` or `test` with command-line arguments; `--config NAME` also takes the name of a shipped config."""
+def run(argv: list[str]) -> None:
+    """Run `fit`, `validate` or `test` with command-line arguments; `--config NAME` also takes the name of a shipped config.
+
+    A run that fails before its first checkpoint leaves no folder behind that was not there before.
+    """
     for pattern in NOISE:
         warnings.filterwarnings("ignore", message=pattern)
-    return CLI(
-        ContrastiveModule,
-        PairData,
-        args=[_config(a, before) for before, a in zip(["", *argv], argv, strict=False)],
-        parser_class=Parser,
-        parser_kwargs={"fit": {"description": "Train an encoder."}},
-        trainer_defaults={"callbacks": [Progress()], "use_distributed_sampler": False, "log_every_n_steps": 10},
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-    )
+    settings: dict[str, Any] = {
+        "args": [_config(argument, before) for before, argument in zip(["", *argv], argv, strict=False)],
+        "parser_class": Parser,
+        "trainer_defaults": {"callbacks": [Progress()], "use_distributed_sampler": False, "log_every_n_steps": 10},
+        "seed_everything_default": 0,
+        "save_config_kwargs": {"overwrite": True},
+    }
+    try:
+        CLI(ContrastiveModule, PairData, **settings)
+    except BaseException:
+        if CLI.fresh is not None and not (CLI.fresh / "checkpoints").exists():
+            shutil.rmtree(CLI.fresh, ignore_errors=True)
+        raise
 
 
 def _config(argument: str, before: str) -> str:

@@ -1,0 +1,192 @@
+"""Templates and class names by name, file and list; and the classifier they make, against open_clip's."""
+
+from __future__ import annotations
+
+import doctest
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dualenc.model import names
+from dualenc.model.names import class_names, fill, templates, zero_shot_classifier
+
+
+def test_docstring_examples():
+    result = doctest.testmod(names)
+    assert result.failed == 0
+    assert result.attempted >= 3
+
+
+def test_importing_names_loads_neither_torch_nor_open_clip():
+    program = "import sys, dualenc.model.names; print([m for m in ('torch', 'open_clip') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_open_clips_sets_by_name():
+    sets = names._open_clip_sets()
+    for name, theirs in (("imagenet", sets.OPENAI_IMAGENET_TEMPLATES), ("simple", sets.SIMPLE_IMAGENET_TEMPLATES)):
+        ours = templates(name)
+        assert [fill(template, "red fox") for template in ours] == [template("red fox") for template in theirs]
+    assert len(templates("imagenet")) == 80
+    assert len(templates("simple")) == 7
+    assert class_names("imagenet") == list(sets.IMAGENET_CLASSNAMES)
+    assert len(class_names("imagenet")) == 1000
+
+
+def test_plain_and_a_template_as_text():
+    assert templates() == templates(None) == templates("plain") == ["{}"]
+    assert templates("a photo of a {c}, a kind of {c}.") == ["a photo of a {c}, a kind of {c}."]
+
+
+def test_a_template_file(tmp_path):
+    path = tmp_path / "zeroshot_classification_templates.txt"
+    path.write_text("\ufeffa photo of a {c}.\n itap of {}\r\n\n", encoding="utf-8")
+    assert templates(path) == templates(str(path)) == ["a photo of a {c}.", "itap of {}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is empty"),
+        ("\n\n", "is empty"),
+        ("a {}\nno place\n", "template 2 of .* has no place"),
+        ("a {}\n\nb {}", "template 2"),
+    ],
+)
+def test_a_template_file_that_cannot_be_used(tmp_path, text, says):
+    path = tmp_path / "t.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=says) as error:
+        templates(path)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_templates():
+    with pytest.raises(ValueError, match="'imagenett': no set or file of that name; use imagenet, plain, simple"):
+        templates("imagenett")
+    with pytest.raises(FileNotFoundError, match=r"gone.txt: no such template file"):
+        templates("gone.txt")
+
+
+def test_fill_leaves_other_braces_alone():
+    assert fill("a {} {x} {c}", "{c} {}") == "a {c} {} {x} {c} {}"
+
+
+def test_class_names_from_a_list_and_files(tmp_path):
+    (tmp_path / "c.txt").write_text("red circle\n blue, square\r\nkreis größer\n\n", encoding="utf-8")
+    (tmp_path / "c.json").write_text('["cat", "dog"]')
+    assert class_names(" cat,dog ,red fox") == ["cat", "dog", "red fox"]
+    assert class_names(tmp_path / "c.txt") == ["red circle", "blue, square", "kreis größer"]
+    assert class_names(tmp_path / "c.json") == ["cat", "dog"]
+    many = [f"class {i}" for i in range(3000)]  # too long for a file name
+    assert class_names(",".join(many)) == many
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("cat", "cat names 1 class"),
+        ("", "class 0 of  is empty"),
+        ("cat,,dog", "class 1 of cat,,dog is empty"),
+        ("cat,dog, cat", "names the class 'cat' 2 times"),
+    ],
+)
+def test_class_lists_that_cannot_be_told_apart(text, says):
+    with pytest.raises(ValueError, match=says):
+        class_names(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("c.txt", b"cat\n", "names 1 class"),
+        ("c.txt", b"cat\n\ndog\n", "class 1 of .* is empty"),
+        ("c.txt", b"", "is empty"),
+        ("c.txt", b"caf\xe9\ndog", "is not UTF-8 text"),
+        ("c.json", b"[1, 2]", "is not a list of names"),
+        ("c.json", b'{"0": "cat"}', "is not a list of names"),
+        ("c.json", b"[", "is not valid JSON"),
+        ("c.json", b'["cat"]', "names 1 class"),
+    ],
+)
+def test_class_files_that_cannot_be_used(tmp_path, name, data, says):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=says) as error:
+        class_names(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_class_file():
+    with pytest.raises(FileNotFoundError, match="gone.json: no such class file"):
+        class_names("gone.json")
+
+
+def word_embedder(dim=16):
+    """Texts to rows that are not unit, so that forgetting to normalise shows."""
+    table = {}
+
+    def embed(texts):
+        rng = np.random.default_rng(len(table))
+        for text in texts:
+            table.setdefault(text, rng.standard_normal(dim) * rng.uniform(0.2, 5))
+        return np.array([table[text] for text in texts], np.float32)
+
+    return embed
+
+
+def test_classifier_equals_the_definition():
+    embed, classes, prompts = word_embedder(), ["cat", "dog", "owl"], ["a {}", "the {c}", "{}"]
+    got = zero_shot_classifier(embed, classes, prompts)
+    for row, name in zip(got, classes, strict=True):
+        each = [embed([prompt.replace("{}", name).replace("{c}", name)])[0].astype(np.float64) for prompt in prompts]
+        mean = sum(e / np.linalg.norm(e) for e in each) / 3
+        assert row == pytest.approx(mean / np.linalg.norm(mean), abs=1e-6)
+    assert got.dtype == np.float32
+    assert np.linalg.norm(got, axis=1) == pytest.approx(1, abs=1e-6)
+
+
+def test_classifier_equals_open_clips():
+    import dualenc.torchvision_ops  # noqa: F401, I001
+    import torch
+    from open_clip import build_zero_shot_classifier
+
+    embed = word_embedder()
+
+    class Model:
+        def encode_text(self, texts, normalize):
+            rows = torch.tensor(embed(texts.texts))
+            return torch.nn.functional.normalize(rows, dim=-1) if normalize else rows
+
+    class Texts:
+        def __init__(self, texts):
+            self.texts = texts
+
+        def to(self, device):
+            return self
+
+    classes, prompts = [f"class {i}" for i in range(23)], ["a {}", "the {}", "one {}."]
+    theirs = build_zero_shot_classifier(Model(), Texts, classes, prompts)  # (D, C)
+    assert np.abs(zero_shot_classifier(embed, classes, prompts) - theirs.numpy().T).max() < 1e-6
+
+
+def test_prompts_are_embedded_in_parts_of_bounded_size(monkeypatch):
+    monkeypatch.setattr(names, "_PROMPTS_AT_ONCE", 10)
+    embed, sizes = word_embedder(), []
+    classes, prompts = [f"c{i}" for i in range(11)], ["a {}", "b {}", "c {}", "d {}"]
+
+    def counting(texts):
+        sizes.append(len(texts))
+        return embed(texts)
+
+    in_parts = zero_shot_classifier(counting, classes, prompts)
+    assert sizes == [8, 8, 8, 8, 8, 4]
+    monkeypatch.undo()
+    assert np.array_equal(in_parts, zero_shot_classifier(embed, classes, prompts))
+
+
+@pytest.mark.parametrize(("classes", "prompts"), [(["cat"], ["{}"]), ([], ["{}"]), (["a", "b"], [])])
+def test_a_classifier_of_too_little_is_refused(classes, prompts):
+    with pytest.raises(ValueError, match="two classes and one template"):
+        zero_shot_classifier(word_embedder(), classes, prompts)
