@@ -13,7 +13,9 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], 
 
     def load(name: str) -> Any:
         if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}; public names: {', '.join(sorted(homes))}")
+            raise AttributeError(
+                f"module {package!r} has no attribute {name!r}; public names: {', '.join(sorted(homes))}"
+            )
         value = getattr(importlib.import_module(homes[name]), name)
         setattr(sys.modules[package], name, value)
         return value

@@ -78,7 +78,13 @@ def quiet() -> None:
     import warnings
 
     warnings.filterwarnings("ignore")
-    for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lightning_fabric", "faiss", "matplotlib"):
+    for name in (
+        "pytorch_lightning",
+        "pytorch_lightning.utilities.rank_zero",
+        "lightning_fabric",
+        "faiss",
+        "matplotlib",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -11,7 +11,13 @@ from dualenc.cli.common import command, group
 
 def register(commands: Any) -> None:
     verbs = group(commands, "data", "make and check shards")
-    parser = command(verbs, "scenes", run_scenes, "write the built-in data set: rendered scenes with captions", "dualenc data scenes runs/demo/shards")
+    parser = command(
+        verbs,
+        "scenes",
+        run_scenes,
+        "write the built-in data set: rendered scenes with captions",
+        "dualenc data scenes runs/demo/shards",
+    )
     parser.add_argument("out", help="folder for train, val, test, colour and shape")
     parser.add_argument("--train", type=int, help="training scenes (default 12000)")
     parser.add_argument("--val", type=int, help="validation scenes (default 500)")

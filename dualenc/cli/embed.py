@@ -18,11 +18,17 @@ def register(commands: Any) -> None:
         "embed images and captions into a store",
         "dualenc embed --encoder runs/demo/encoder --data runs/demo/shards/test --out runs/demo/store",
     )
-    parser.add_argument("--encoder", required=True, help="encoder folder, .ckpt, open_clip NAME:TAG, or hf-hub:org/repo")
+    parser.add_argument(
+        "--encoder", required=True, help="encoder folder, .ckpt, open_clip NAME:TAG, or hf-hub:org/repo"
+    )
     parser.add_argument("--data", required=True, nargs="+", help="shards, or a folder of images")
     parser.add_argument("--out", required=True, help="the store; run again to go on after an interruption")
-    parser.add_argument("--part", type=_part, default=(1, 1), metavar="i/n", help="this is job i of n, which together make one store")
-    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored embeddings (default float16)")
+    parser.add_argument(
+        "--part", type=_part, default=(1, 1), metavar="i/n", help="this is job i of n, which together make one store"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float16", "float32"), default="float16", help="of the stored embeddings (default float16)"
+    )
     compute_options(parser)
 
 
@@ -42,8 +48,12 @@ def run(options: argparse.Namespace) -> int:
     encoder = DualEncoder.load(options.encoder)
     store = write_store(encoder, source, options.out, part=options.part, dtype=options.dtype, **compute(options))
     if store is None:
-        sys.stdout.write(f"{options.out}: this job's parts are written; the store is complete when the other jobs are done\n")
+        sys.stdout.write(
+            f"{options.out}: this job's parts are written; the store is complete when the other jobs are done\n"
+        )
         return 0
     dropped = "".join(f", dropped {count} ({reason})" for reason, count in store.manifest.get("dropped", {}).items())
-    sys.stdout.write(f"{options.out}: {store.rows} images and {store.text_rows} texts of {store.dim} dimensions{dropped}\n")
+    sys.stdout.write(
+        f"{options.out}: {store.rows} images and {store.text_rows} texts of {store.dim} dimensions{dropped}\n"
+    )
     return 0

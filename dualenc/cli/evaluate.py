@@ -25,7 +25,9 @@ def register(commands: Any) -> None:
     )
     _options(parser)
     parser.add_argument("--ks", default="1,5,10", help="values of K (default 1,5,10)")
-    parser.add_argument("--zeroshot", nargs="+", default=[], metavar="DATA", help="also classify these shards with classnames.txt")
+    parser.add_argument(
+        "--zeroshot", nargs="+", default=[], metavar="DATA", help="also classify these shards with classnames.txt"
+    )
     parser.add_argument("--composition", action="store_true", help="also compare true captions with swapped ones")
     parser = command(
         evaluations,
@@ -140,7 +142,9 @@ def _finish(options: argparse.Namespace, encoder: Any, parts: list[Any], title: 
         beside = Path(encoder.path).parent / "log" / "metrics.csv"
         curve = options.curve or (beside if beside.is_file() else None)
         if options.curve and not Path(options.curve).is_file():
-            raise FileNotFoundError(f"{options.curve}: no such file, so there is no training curve; check --curve or leave it out")
+            raise FileNotFoundError(
+                f"{options.curve}: no such file, so there is no training curve; check --curve or leave it out"
+            )
         provenance = {
             "command": " ".join(["dualenc", *sys.argv[1:]]),
             "encoder": encoder.path,
@@ -167,7 +171,9 @@ def _print_table(table: Any) -> None:
     rows = [table.columns, *[[cell(value) for value in row] for row in table.rows]]
     widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
     for row in rows:
-        sys.stdout.write("  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() + "\n")
+        sys.stdout.write(
+            "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() + "\n"
+        )
 
 
 def run_classify(options: argparse.Namespace) -> int:
@@ -182,10 +188,16 @@ def run_classify(options: argparse.Namespace) -> int:
     for path in map(Path, options.images):
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such image or folder; check the path")
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower().lstrip(".") in FOLDER_EXTENSIONS) if path.is_dir() else [path]
+        inside = (
+            sorted(p for p in path.rglob("*") if p.suffix.lower().lstrip(".") in FOLDER_EXTENSIONS)
+            if path.is_dir()
+            else [path]
+        )
         files += inside
     if not files:
-        raise ValueError(f"{', '.join(options.images)}: no images ({', '.join(FOLDER_EXTENSIONS)}) in it; name another folder")
+        raise ValueError(
+            f"{', '.join(options.images)}: no images ({', '.join(FOLDER_EXTENSIONS)}) in it; name another folder"
+        )
     encoder = DualEncoder.load(options.encoder)
     weights = classifier(encoder, names, prompts)
     rows, bad = [], 0
@@ -196,9 +208,10 @@ def run_classify(options: argparse.Namespace) -> int:
             sys.stderr.write(f"dualenc: {path} left out: {error}\n")
             bad += 1
             continue
-        rows.append({"path": str(path), "label": names[int(scores.argmax())], "score": float(scores.max())} | {
-            "scores": dict(zip(names, map(float, scores), strict=True))
-        })
+        rows.append(
+            {"path": str(path), "label": names[int(scores.argmax())], "score": float(scores.max())}
+            | {"scores": dict(zip(names, map(float, scores), strict=True))}
+        )
     if options.out:
         _write_labels(options.out, rows, names)
     if options.json:

@@ -22,11 +22,17 @@ def register(commands: Any) -> None:
     parser.add_argument("out", help="the index folder")
     parser.add_argument("--recipe", default="auto", help="flat, hnsw, ivf, auto, or a YAML file (default auto)")
     parser.add_argument("--side", choices=("image", "text"), default="image", help="what is searched (default image)")
-    parser.add_argument("--recall", type=float, default=0.95, help="ANN recall@10 that the search setting must reach (default 0.95)")
+    parser.add_argument(
+        "--recall", type=float, default=0.95, help="ANN recall@10 that the search setting must reach (default 0.95)"
+    )
     parser.add_argument("--memory", help="refuse an index larger than this, such as 2GB")
     parser.add_argument("--latency", help="refuse an index slower than this for one query, such as 5ms")
-    parser.add_argument("--queries", metavar="STORE", help="measure recall on this store's texts instead of the gallery's own")
-    parser = command(verbs, "info", run_info, "what an index is, and whether it is whole", "dualenc index info runs/demo/index")
+    parser.add_argument(
+        "--queries", metavar="STORE", help="measure recall on this store's texts instead of the gallery's own"
+    )
+    parser = command(
+        verbs, "info", run_info, "what an index is, and whether it is whole", "dualenc index info runs/demo/index"
+    )
     parser.add_argument("index")
     parser.add_argument("--verify", action="store_true", help="hash every file")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
@@ -41,7 +47,7 @@ def register(commands: Any) -> None:
     parser.add_argument("text", nargs="?", help="what to look for")
     parser.add_argument("--image", help="an image to look for; with a text, both count equally")
     parser.add_argument("-k", type=int, default=10, help="how many hits (default 10)")
-    parser.add_argument("--where", help="an SQL condition on the metadata, such as \"objects = 2\"")
+    parser.add_argument("--where", help='an SQL condition on the metadata, such as "objects = 2"')
     parser.add_argument("--encoder", help="the encoder, where it is not where the index says")
     parser.add_argument("--grid", metavar="PNG", help="also write a picture of the hits")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -101,7 +107,9 @@ def run_search(options: argparse.Namespace) -> int:
         print_json(hits)
     else:
         for place, hit in enumerate(hits, 1):
-            sys.stdout.write(f"{place:3}  {hit['score']:.3f}  {hit.get('caption') or ''}  [{hit.get('key')}]  {hit.get('image_path') or ''}\n")
+            sys.stdout.write(
+                f"{place:3}  {hit['score']:.3f}  {hit.get('caption') or ''}  [{hit.get('key')}]  {hit.get('image_path') or ''}\n"
+            )
         if not hits:
             sys.stdout.write("nothing found\n")
     if options.grid and hits:
@@ -126,7 +134,7 @@ def _write_grid(options: argparse.Namespace, hits: list[dict[str, Any]]) -> None
     from dualenc.evaluate.grid import grid
     from dualenc.images import decode
 
-    pictures = []
+    pictures: list[Any] = []
     for hit in hits:
         try:
             pictures.append(decode(read_at(hit["image_path"], hit["image_offset"], hit["image_size"])))

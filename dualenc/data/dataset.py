@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from dualenc.images import BadImage, decode
 from dualenc.data.order import PADDING, sample_rng
 from dualenc.data.shards import BadSample, Source
 from dualenc.data.text import Tokenizer
 from dualenc.data.transforms import Augment, evaluation, to_uint8, training
+from dualenc.images import BadImage, decode
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -56,7 +56,14 @@ class Pairs(torch.utils.data.Dataset):
                 image = training(self._image(position), self.spec["image"], self.augment, rng)
         except (BadSample, BadImage) as error:
             return self._unusable(position, key, str(error))
-        return {"position": position, "key": key, "image": to_uint8(image), "captions": captions, "label": label, "reason": None}
+        return {
+            "position": position,
+            "key": key,
+            "image": to_uint8(image),
+            "captions": captions,
+            "label": label,
+            "reason": None,
+        }
 
     def _image(self, position: int) -> Image.Image:
         return decode(self.source.image_bytes(position)) if self.cache is None else self.cache[position]
@@ -125,7 +132,9 @@ class ImageCache:
                 continue
             scale = side / min(image.size)
             if scale < 1:
-                image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+                image = image.resize(
+                    (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
+                )
             self.sizes[i] = image.size
             pixels.append(np.asarray(image).reshape(-1))
         ends = np.cumsum(self.sizes.astype(np.int64).prod(axis=1) * 3)

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import dualenc.torchvision_ops  # noqa: F401  (before Lightning)
+
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
@@ -65,7 +66,9 @@ class PairData(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the sources of a stage; a missing or empty one is an error before any work."""
-        wanted = {"fit": ("train", "val", "zeroshot"), "validate": ("val", "zeroshot"), "test": ("test",)}.get(stage, ())
+        wanted = {"fit": ("train", "val", "zeroshot"), "validate": ("val", "zeroshot"), "test": ("test",)}.get(
+            stage, ()
+        )
         required = {"fit": "train", "validate": "val", "test": "test"}.get(stage)
         for name in wanted:
             path = self.paths[name]
@@ -98,14 +101,23 @@ class PairData(pl.LightningDataModule):
 
     def _spec(self) -> dict[str, Any]:
         if self.spec is None:
-            raise ValueError("data.spec is not set: PairData needs the encoder's input spec (dualenc.model.spec.input_spec)")
+            raise ValueError(
+                "data.spec is not set: PairData needs the encoder's input spec (dualenc.model.spec.input_spec)"
+            )
         return self.spec
 
     def _loader(self, pairs: Pairs, *, shuffle: bool, epoch: int = 0, start: int = 0) -> DataLoader:
         trainer = self.trainer
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         order = BatchOrder(
-            len(pairs), self.batch_size, rank=rank, ranks=ranks, seed=self.seed, shuffle=shuffle, epoch=epoch, start=start
+            len(pairs),
+            self.batch_size,
+            rank=rank,
+            ranks=ranks,
+            seed=self.seed,
+            shuffle=shuffle,
+            epoch=epoch,
+            start=start,
         )
         return make_loader(pairs, order, self.workers, all_captions=not shuffle)
 

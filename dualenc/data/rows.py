@@ -1,67 +1,142 @@
-"""Rows of a table of images and captions (CSV, TSV, JSONL, parquet), or of a folder, one at a time."""
+"""Rows of a table (CSV, TSV, JSONL, parquet), one at a time; one that cannot be read is a row with a problem."""
 
 from __future__ import annotations
 
 import csv
-import difflib
 import itertools
 import json
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow
+import pyarrow.parquet
+
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
-IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "file_name", "filename", "path", "file")
-CAPTION_COLUMNS = ("captions", "caption", "text", "title")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2")
-PEEK = 100  # rows whose fields are the columns of a JSONL file
+KINDS = ("folder", *dict.fromkeys(FORMATS.values()))
+PEEK = 100  # rows whose fields are taken for the columns of a JSONL file
+BATCH = 1_000  # rows of a parquet file in memory at a time
 
 
 class Row(NamedTuple):
-    """One row. `problem` says why it cannot be used; `name` is how it is listed then."""
+    """One row. `problem` says why it cannot be used; it is then listed as `name`."""
 
     name: str
     fields: dict[str, Any]
     problem: str | None = None
 
 
-class Columns(NamedTuple):
-    """The names of the columns that play a part; None where there is none."""
-
-    image: str
-    captions: tuple[str, ...]
-    key: str | None
-    label: str | None
-
-
-def format_of(source: Path, given: str | None) -> str:
-    """ "folder" or a value of FORMATS; ValueError names what there is."""
-    kinds = ("folder", *dict.fromkeys(FORMATS.values()))
-    if given is not None and given not in kinds:
-        raise ValueError(f"format {given!r} is not known, so {source} cannot be read; use one of {', '.join(kinds)}")
+def kind_of(source: Path, given: str | None = None) -> str:
+    """What a source is: one of KINDS, `given` or by its suffix."""
+    if given is not None and given not in KINDS:
+        raise ValueError(f"format {given!r} is not known, so {source} cannot be read; use one of {', '.join(KINDS)}")
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder, so there is nothing to pack; check the path")
-    found = "folder" if source.is_dir() else given or FORMATS.get(source.suffix.lower())
-    if found is None:
-        raise ValueError(f"{source}: {source.suffix or 'no suffix'} does not tell what it is; name its format ({', '.join(kinds)})")
-    return found
+    if given is not None and source.is_dir() != (given == "folder"):
+        raise ValueError(
+            f"{source} is {'a folder' if source.is_dir() else 'a file'}, but format says {given}; correct one"
+        )
+    kind = "folder" if source.is_dir() else given or FORMATS.get(source.suffix.lower())
+    if kind is None:
+        raise ValueError(
+            f"{source}: the suffix {source.suffix!r} does not tell what it is; name its format ({', '.join(KINDS)})"
+        )
+    return kind
 
 
-def read_rows(source: Path, kind: str) -> Iterator[Row]:
-    """The rows of a table, in order; never raises for a row, whatever it holds."""
+def read_rows(table: Path, kind: str) -> Iterator[Row]:
+    """The rows of a table, in order. Text that is not UTF-8 keeps its bytes as Python's surrogate escapes."""
     if kind == "parquet":
-        return _parquet(source)
-    return _jsonl(source) if kind == "jsonl" else _delimited(source, "\t" if kind == "tsv" else ",")
+        return _parquet(table)
+    return _jsonl(table) if kind == "jsonl" else _delimited(table, "\t" if kind == "tsv" else ",")
 
 
-def column_names(source: Path, kind: str) -> list[str]:
-    """The table's columns; of a JSONL file, the fields of its first rows."""
+def column_names(table: Path, kind: str) -> list[str]:
+    """The columns of a table; of JSONL, the fields of its first rows. ValueError when there are none."""
     if kind == "parquet":
-        return _parquet_file(source).schema_arrow.names
-    first = itertools.islice((row for row in read_rows(source, kind) if row.problem is None), 1 if kind != "jsonl" else PEEK)
-    names = list(dict.fromkeys(name for row in first for name in row.fields))
-    return names or _header(source, kind)
+        names = _open_parquet(table).schema_arrow.names
+    elif kind == "jsonl":
+        first = itertools.islice(_jsonl(table), PEEK)
+        names = list(dict.fromkeys(name for row in first for name in row.fields))
+    else:
+        with _open_text(table) as file:
+            names = next(csv.reader(file, delimiter="\t" if kind == "tsv" else ","), [])
+    if not names:
+        raise ValueError(f"{table} has no columns, so nothing says where the images are; is it empty, or not {kind}?")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{table}: two columns are called {twice!r}, so one would hide the other; rename one")
+    return names
 
 
-def choose_columns(source: Path, names: Sequence[str], wanted: Columns | None) -> Columns: ...
+def _open_text(table: Path) -> Any:
+    return open(table, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _delimited(table: Path, delimiter: str) -> Iterator[Row]:
+    with _open_text(table) as file:
+        reader = csv.reader(file, delimiter=delimiter)
+        header = next(reader, [])
+        while True:
+            start = reader.line_num + 1
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:  # an open quote that swallows the file, a NUL
+                yield Row(
+                    _lines(start, reader.line_num),
+                    {},
+                    f"row is not valid {'TSV' if delimiter == chr(9) else 'CSV'} ({error})",
+                )
+                continue
+            if not values:
+                continue
+            problem = None if len(values) == len(header) else "row has another number of fields than the header"
+            yield Row(_lines(start, reader.line_num), dict(zip(header, values, strict=False)), problem)
+
+
+def _lines(first: int, last: int) -> str:
+    return f"line {first}" if first >= last else f"lines {first}-{last}"
+
+
+def _jsonl(table: Path) -> Iterator[Row]:
+    with open(table, "rb") as file:
+        for number, line in enumerate(file, 1):
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape").strip()
+            if not text:
+                continue
+            try:
+                fields = json.loads(text)
+            except (ValueError, RecursionError):
+                fields = None
+            good = isinstance(fields, dict)
+            yield Row(f"line {number}", fields if good else {}, None if good else "row is not a JSON object")
+
+
+def _open_parquet(table: Path) -> pyarrow.parquet.ParquetFile:
+    try:
+        return pyarrow.parquet.ParquetFile(table)
+    except (pyarrow.ArrowException, OSError) as error:
+        text = str(error).splitlines()[0]
+        raise ValueError(f"{table} does not open as parquet ({text}); restore it, or name its format") from error
+
+
+def _parquet(table: Path) -> Iterator[Row]:
+    file = _open_parquet(table)
+    number = 0
+    for batch in file.iter_batches(BATCH):
+        try:
+            rows = batch.to_pylist()
+        except UnicodeDecodeError:  # somewhere in the batch: find the row
+            rows = [_one_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
+        for fields in rows:
+            number += 1
+            yield Row(f"row {number}", fields or {}, None if fields is not None else "row is not UTF-8")
+
+
+def _one_row(batch: pyarrow.RecordBatch) -> dict[str, Any] | None:
+    try:
+        return batch.to_pylist()[0]
+    except UnicodeDecodeError:
+        return None

@@ -63,7 +63,7 @@ class Source:
             raise BadSample("caption is not UTF-8") from None
         if "\n" in text.strip() and self._json(i).get("caption") == text:
             return [" ".join(text.split())]
-        return [caption for line in text.splitlines() if (caption := " ".join(line.split()))]
+        return [caption for line in text.split("\n") if (caption := " ".join(line.split()))]
 
     def label(self, i: int) -> int | None:
         """The class number of sample i, if it has one. BadSample when KEY.cls holds no integer."""
@@ -81,7 +81,7 @@ class Source:
         raw = self.read(i, "json")
         try:
             value = {} if raw is None else json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise BadSample("metadata is not a JSON object")
@@ -103,7 +103,7 @@ class Shards(Source):
             if damage:
                 problems[damage].append(path)
             for key, parts in group(found):
-                extensions.update(parts)
+                extensions.update(list(parts))
                 image = next((parts[e] for e in IMAGE_EXTENSIONS if e in parts), None)
                 if image is None:
                     problems["missing image"].append(key)
@@ -152,6 +152,7 @@ class Folder(Source):
         names = [p.relative_to(root).as_posix() for p in files]
         stems = [name.rsplit(".", 1)[0] for name in names]
         twice = {stem for stem, count in collections.Counter(stems).items() if count > 1}
+        twice.update(names)  # a.jpg.png beside a.jpg
         super().__init__(str(root), [n if s in twice else s for n, s in zip(names, stems, strict=True)], {})
 
     def location(self, i: int, kind: str = "image") -> tuple[str, int, int] | None:
@@ -167,19 +168,21 @@ def open_source(path: str | Path | Sequence[str | Path], strict: bool = True) ->
     """
     parts = [str(p) for p in (path if isinstance(path, list | tuple) else [path])]
     tars: list[Path] = []
+    folders: list[Path] = []
     for part in parts:
         if "://" in part or part.startswith("pipe:"):
             raise ValueError(f"{part}: only local shards are read; copy them to a local folder first")
         found = [Path(p) for name in braceexpand.braceexpand(part) for p in (sorted(glob.glob(name)) or [name])]
         for name in found:
             if name.is_dir():
+                folders.append(name)
                 tars += sorted(name.glob("*.tar"))
             elif name.is_file():
                 tars.append(name)
             else:
                 raise FileNotFoundError(f"{name}: no such file or folder, so there is no data to read; check the path")
-    if not tars and len(parts) == 1:
-        return Folder(Path(parts[0]))
+    if not tars and len(folders) == 1:
+        return Folder(folders[0])
     if not tars:
         raise ValueError(f"{where(parts)}: no shards (.tar) were found; `dualenc data pack` makes shards")
     return Shards(tars, strict)
@@ -194,7 +197,8 @@ def read_at(path: str, offset: int, size: int) -> bytes:
 
 def group(found: Iterable[Any]) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
     """Samples from tar members as webdataset groups them: neighbours whose name is equal up to the first dot of the last part."""
-    current, parts = None, {}
+    current: str | None = None
+    parts: dict[str, tuple[int, int]] = {}
     for name, offset, size in found:
         folder, slash, base = name.rpartition("/")
         stem, dot, extension = base.partition(".")

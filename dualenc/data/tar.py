@@ -36,7 +36,7 @@ def _plain_members(data: mmap.mmap, size: int) -> tuple[list[Member], str | None
     at = 0
     while at + BLOCK <= size:
         header = data[at : at + BLOCK]
-        if header[0] == 0:
+        if header == bytes(BLOCK):
             return found, None  # the end-of-archive block
         kind, octal = header[156:157], header[124:136].strip(b" \0")
         if kind not in (b"0", b"\0", b"5") or header[257:262] != b"ustar" or not octal.isdigit():
@@ -44,9 +44,9 @@ def _plain_members(data: mmap.mmap, size: int) -> tuple[list[Member], str | None
         try:
             name = header[:100].split(b"\0", 1)[0].decode()
             prefix = header[345:500].split(b"\0", 1)[0].decode() if header[257:263] == b"ustar\0" else ""
-        except UnicodeDecodeError:
+            length = int(octal, 8)
+        except ValueError:  # not UTF-8, or not octal
             return None
-        length = int(octal, 8)
         at += BLOCK
         if at + length > size:
             return found, "truncated shard"
@@ -65,6 +65,11 @@ def _any_members(path: str | Path, size: int) -> tuple[list[Member], str | None]
                     if info.offset_data + info.size > size:
                         return found, "truncated shard"
                     found.append(Member(info.name, info.offset_data, info.size))
+            end = tar.offset
+        with open(path, "rb") as file:  # tarfile stops without a word where a header is cut or damaged
+            file.seek(end)
+            if file.read(BLOCK) != bytes(BLOCK):
+                return found, "truncated shard"
     except (tarfile.TarError, EOFError):
         return found, "truncated shard" if found else "not a tar"
     return found, None

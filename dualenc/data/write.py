@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,19 @@ import webdataset
 
 SHARD_SAMPLES = 10_000
 SHARD_BYTES = 1_000_000_000  # of image bytes and text; whichever of the two is reached first ends a shard
+KEY_BYTES = 90  # a tar's plain header holds names of 100
+
+
+def tar_key(text: str) -> str:
+    """A key that any reader of tars takes for what it is: no dots (webdataset's key ends at one), no odd characters."""
+    text = "".join(f"_{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)  # bytes, not UTF-8
+    text = unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode())
+    parts = [part for part in text.split("/") if part not in ("", ".", "..")]
+    key = "/".join(re.sub(r"[^\w\-+,()@=~#'!&]", "_", part) for part in parts) or "_"
+    if len(key.encode()) <= KEY_BYTES:
+        return key
+    tail = "-" + hashlib.sha256(text.encode()).hexdigest()[:12]
+    return key.encode()[: KEY_BYTES - len(tail)].decode(errors="ignore").rstrip("/") + tail
 
 
 def encode_sample(
@@ -22,14 +38,16 @@ def encode_sample(
     metadata: dict[str, Any] | None = None,
     label: int | None = None,
 ) -> dict[str, Any]:
-    """One sample as webdataset writes it: `KEY.<suffix>`, `KEY.txt`, and `KEY.json` and `KEY.cls` where given.
+    """One sample as webdataset writes it: `KEY.<suffix>`, and `KEY.txt`, `KEY.json` and `KEY.cls` where given.
 
     suffix: jpg, jpeg, png or webp. A caption becomes one line: its white space is collapsed.
     """
     if not key or "." in key.rsplit("/", 1)[-1]:  # webdataset's key ends at the first dot of the last name
         raise ValueError(f"{key!r} cannot name a sample: readers of webdataset tars would cut it at its first dot")
     lines = "\n".join(" ".join(caption.split()) for caption in captions)
-    sample: dict[str, Any] = {"__key__": key, suffix: image, "txt": lines.encode()}
+    sample: dict[str, Any] = {"__key__": key, suffix: image}
+    if captions:
+        sample["txt"] = lines.encode()
     if metadata is not None:
         sample["json"] = json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode()
     if label is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import dualenc.torchvision_ops  # noqa: F401  (before Lightning)
+
 import numpy as np
 import pyarrow as pa
 import pytorch_lightning as pl
@@ -36,7 +37,9 @@ class Embedded(NamedTuple):
     images: np.ndarray  # (N, D) float32, unit rows
     texts: np.ndarray  # (T, D) float32, unit rows
     image_row: np.ndarray  # (T,) int64: the image of each caption
-    metadata: pa.Table  # N rows: key, caption, captions, image_path, image_offset, image_size, label, KEY.json's scalars
+    metadata: (
+        pa.Table
+    )  # N rows: key, caption, captions, image_path, image_offset, image_size, label, KEY.json's scalars
     text_metadata: pa.Table  # T rows: key, caption, image_row
     dropped: dict[str, int]  # reason -> samples left out
 
@@ -105,7 +108,9 @@ def embed_source(
         loader = make_loader(Pairs(source, encoder.spec), order, workers, all_captions=True)
         trainer.predict(predict, loader, return_predictions=False)
     if predict.truncated:
-        log.warning("%d captions were cut at the context of %d tokens", predict.truncated, encoder.tokenizer.context_length)
+        log.warning(
+            "%d captions were cut at the context of %d tokens", predict.truncated, encoder.tokenizer.context_length
+        )
     return _assemble(predict.parts, encoder.dim, source)
 
 
@@ -128,7 +133,9 @@ def _assemble(parts: list[dict[str, Any]], dim: int, source: Source) -> Embedded
         }
     )
     dropped = collections.Counter(reason for p in parts for reason in p["dropped"])
-    return Embedded(joined("image", dim)[order], joined("text", dim)[text_order], image_row, metadata, text_metadata, dict(dropped))
+    return Embedded(
+        joined("image", dim)[order], joined("text", dim)[text_order], image_row, metadata, text_metadata, dict(dropped)
+    )
 
 
 def describe(source: Source, positions: np.ndarray) -> tuple[pa.Table, list[list[str]]]:
@@ -211,7 +218,9 @@ def read_embedded(folder: str | Path, encoder: DualEncoder | None = None) -> Emb
             f"{folder} was made by {store.encoder}, another encoder than {encoder.path}: scores would mean nothing; "
             "embed again with this encoder, or evaluate that one"
         )
-    images, texts = (np.concatenate([np.zeros((0, store.dim), np.float32), *side()]) for side in (store.images, store.texts))
+    images, texts = (
+        np.concatenate([np.zeros((0, store.dim), np.float32), *side()]) for side in (store.images, store.texts)
+    )
     dropped = store.manifest.get("dropped", {})
     return Embedded(images, texts, store.image_row, store.metadata(), store.text_metadata(), dropped)
 

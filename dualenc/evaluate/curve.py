@@ -32,8 +32,8 @@ def panels(curve: str | Path | Iterable[Mapping[str, Any]]) -> list[Panel]:
     """The loss, and the validation scores, against optimizer steps; a panel without data is left out.
 
     curve: Lightning's metrics.csv, or rows with "step", values whose name holds "loss", and scores (fractions) whose
-    name holds "recall@", or a word that begins with "acc". Empty cells are passed over. ValueError: a row without a step, a cell that is no
-    number.
+    name holds "recall@", or a word that begins with "acc". Empty cells are passed over.
+    ValueError: a row without a step, a cell that is no number.
     """
     series = read_series(curve)
     losses = {name: points for name, points in series.items() if "loss" in name}
@@ -128,7 +128,7 @@ def thinned(values: Sequence[float]) -> list[float]:
     >>> len(thinned(range(1000)))
     250
     """
-    size = -(-len(values) // MOST_POINTS)
+    size = max(1, -(-len(values) // MOST_POINTS))
     groups = [values[i : i + size] for i in range(0, len(values), size)]
     return [sum(group) / len(group) for group in groups]
 
@@ -150,6 +150,7 @@ def _inline(svg: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)  # the page's own font
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # nothing refers to these, and two figures would share them
     for i, colour in enumerate(LINES):
         svg = svg.replace(colour, f"var(--line-{i + 1})")
     return svg.replace(INK, "var(--quiet)").replace(GRID, "var(--rule)")

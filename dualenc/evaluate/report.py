@@ -119,9 +119,11 @@ def number(value: Any) -> str:
     """
     if value is None:
         return "–"
+    if isinstance(value, bool | str):
+        return str(value)
     if isinstance(value, float):
         return f"{value:,.4f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}"
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

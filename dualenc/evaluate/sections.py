@@ -24,7 +24,8 @@ class Embedded(Protocol):
 class TextEncoder(Protocol):
     """The part of a DualEncoder that evaluation uses."""
 
-    dim: int
+    @property
+    def dim(self) -> int: ...
 
     def embed_texts(self, texts: list[str]) -> npt.NDArray[np.float32]: ...
 

@@ -142,5 +142,5 @@ def _mean(rows: Rows) -> np.ndarray:
 def _sample(rows: Rows, build: dict[str, Any]) -> np.ndarray:
     """Rows to train centroids on: random, never the first ones, which may all be of one kind."""
     count = min(len(rows), build["nlist"] * build["train_rows_per_list"])
-    chosen = np.random.default_rng(build["seed"]).permutation(len(rows))[: max(count, build["nlist"])]
-    return unit_rows(rows.take(np.sort(chosen)), "vectors")
+    chosen = np.sort(np.random.default_rng(build["seed"]).permutation(len(rows))[: max(count, build["nlist"])])
+    return unit_rows(rows.take(chosen), "vectors", numbers=chosen)

@@ -48,13 +48,14 @@ def pick_queries(source: Any, gallery: Rows, side: str, given: Any, seed: int = 
         rows, origin = source.side(other), f"the store's {other}s"
     if rows is None:
         own = rng.permutation(len(gallery))[:MOST]
-        taken = unit_rows(gallery.take(own), "vectors")
+        taken = unit_rows(gallery.take(own), "vectors", numbers=own)
         return Queries(taken, f"the index's own {side} rows, each without itself (no queries were given)", own)
     if rows.dim != gallery.dim:
         raise ValueError(f"queries have D = {rows.dim}, the vectors {gallery.dim}; they come from different encoders")
     if not len(rows):
         raise ValueError("queries are empty; give some, or leave queries out")
-    return Queries(unit_rows(rows.take(rng.permutation(len(rows))[:MOST]), "queries"), origin)
+    chosen = rng.permutation(len(rows))[:MOST]
+    return Queries(unit_rows(rows.take(chosen), "queries", numbers=chosen), origin)
 
 
 def tune(

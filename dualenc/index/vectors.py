@@ -69,18 +69,18 @@ def as_rows(source: Any, side: str = "image", name: str = "vectors") -> Rows:
     return Array(array)
 
 
-def unit_rows(block: np.ndarray, name: str, first: int = 0) -> np.ndarray:
+def unit_rows(block: np.ndarray, name: str, first: int = 0, numbers: np.ndarray | None = None) -> np.ndarray:
     """`block` (n, D) as contiguous float32 rows of length 1, so that inner products are cosines.
 
     Rows a little off (float16 storage) are divided by their length; rows already unit keep their bits. ValueError
-    names the first row that is not finite, or further from unit than 5e-3; `first` is the number of the block's row 0.
+    names the first row that is not finite, or further from unit than 5e-3: by `numbers` (n,), else counted from `first`.
     """
     rows = np.ascontiguousarray(block, dtype=np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         length = np.sqrt(np.einsum("ij,ij->i", rows, rows))
     wrong = np.flatnonzero(~(np.abs(length - 1) <= UNIT))
     if len(wrong):
-        row, size = first + wrong[0], length[wrong[0]]
+        row, size = first + wrong[0] if numbers is None else numbers[wrong[0]], length[wrong[0]]
         if not np.isfinite(rows[wrong[0]]).all():
             raise ValueError(f"{name}: row {row} holds NaN or infinity; leave it out")
         raise ValueError(f"{name}: row {row} has length {size:.4g}, not 1; divide each row by its length first")

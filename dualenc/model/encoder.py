@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dualenc.torchvision_ops  # noqa: F401  (before open_clip)
+
 import numpy as np
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -19,7 +20,6 @@ from dualenc.images import open_image
 from dualenc.model import folder
 from dualenc.model.spec import input_spec
 from dualenc.model.towers import pads_to_longest, text_features
-
 
 log = logging.getLogger("dualenc")
 
@@ -82,7 +82,11 @@ class DualEncoder:
         def batch(part: Sequence[str]) -> torch.Tensor:
             tokens = self.tokenizer(list(part))  # (B, context)
             full = [text for text, last in zip(part, tokens[:, -1], strict=True) if last]
-            if cut := sum(len(self.tokenizer.encode(text)) + 2 > tokens.shape[1] for text in full if hasattr(self.tokenizer, "encode")):
+            if cut := sum(
+                len(self.tokenizer.encode(text)) + 2 > tokens.shape[1]
+                for text in full
+                if hasattr(self.tokenizer, "encode")
+            ):
                 log.warning("%d captions were cut at the context of %d tokens", cut, tokens.shape[1])
             if shorten:  # zeros pad; the end of text is not zero
                 tokens = tokens[:, : int(tokens.any(dim=0).nonzero().max()) + 1]

@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import dualenc.torchvision_ops  # noqa: F401  (before open_clip)
+import dualenc.torchvision_ops
+
 import numpy as np
 import open_clip
 import torch
@@ -97,19 +98,27 @@ def load_folder(folder: Path) -> Loaded:
     """Read an encoder folder, ours or any open_clip local-dir with safetensors. ValueError when a file is missing or altered."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder}: {name} is missing, so this is no encoder; restore the file or export the encoder again")
+            raise ValueError(
+                f"{folder}: {name} is missing, so this is no encoder; restore the file or export the encoder again"
+            )
     note = read_json(folder / NOTE) if (folder / NOTE).is_file() else {}
     if note and note.get("config_sha256") != sha256(folder / CONFIG):
-        raise ValueError(f"{folder}: {CONFIG} is not the one this encoder was saved with; restore it or export the encoder again")
+        raise ValueError(
+            f"{folder}: {CONFIG} is not the one this encoder was saved with; restore it or export the encoder again"
+        )
     config = read_json(folder / CONFIG)
     model = build(config["model_cfg"], config.get("preprocess_cfg", {}))
     try:
         state = load_file(folder / WEIGHTS)
     except Exception as error:  # safetensors raises its own type
-        raise ValueError(f"{folder}: {WEIGHTS} cannot be read ({error}); restore it or export the encoder again") from error
+        raise ValueError(
+            f"{folder}: {WEIGHTS} cannot be read ({error}); restore it or export the encoder again"
+        ) from error
     load_weights(model, state, str(folder / WEIGHTS))
     text_cfg = config["model_cfg"].get("text_cfg", {})
-    local = open_clip.get_tokenizer(f"local-dir:{folder}") if "hf_tokenizer_name" in text_cfg else make_tokenizer(text_cfg)
+    local = (
+        open_clip.get_tokenizer(f"local-dir:{folder}") if "hf_tokenizer_name" in text_cfg else make_tokenizer(text_cfg)
+    )
     loaded = Loaded(model, local, config["model_cfg"], note.get("training", {}))
     if note and note.get("fingerprint") != fingerprint(model, local):
         raise ValueError(
@@ -126,7 +135,9 @@ def load_checkpoint(path: Path) -> Loaded:
         about, state = checkpoint["dualenc"], checkpoint["state_dict"]
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{path}: not a checkpoint that `dualenc fit` wrote ({reason}); give an encoder folder instead") from error
+        raise ValueError(
+            f"{path}: not a checkpoint that `dualenc fit` wrote ({reason}); give an encoder folder instead"
+        ) from error
     model = build(about["model_cfg"], about["preprocess_cfg"])
     load_weights(model, {k[6:]: v for k, v in state.items() if k.startswith("model.")}, str(path))
     return Loaded(model, make_tokenizer(about["model_cfg"]["text_cfg"]), about["model_cfg"], about["training"])
@@ -138,7 +149,9 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], origin: str) 
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{origin}: the weights do not fit the configuration ({reason}); restore the matching pair") from error
+        raise ValueError(
+            f"{origin}: the weights do not fit the configuration ({reason}); restore the matching pair"
+        ) from error
 
 
 def load_name(name: str) -> Loaded:
@@ -151,7 +164,9 @@ def load_name(name: str) -> Loaded:
     cfg = model_config(base)
     if not tag:
         tags = open_clip.list_pretrained_tags_by_model(base)
-        raise ValueError(f"{base} names an architecture without weights; say which: {', '.join(f'{base}:{t}' for t in [*tags, 'random'])}")
+        raise ValueError(
+            f"{base} names an architecture without weights; say which: {', '.join(f'{base}:{t}' for t in [*tags, 'random'])}"
+        )
     if tag == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # one name, one encoder: the fingerprint must not change from run to run
@@ -159,7 +174,9 @@ def load_name(name: str) -> Loaded:
     else:
         tags = open_clip.list_pretrained_tags_by_model(base)
         if tag not in tags and not Path(tag).is_file():
-            raise ValueError(f"{name}: {tag!r} is neither a file nor one of {base}'s tags ({', '.join(tags) or 'none'})")
+            raise ValueError(
+                f"{name}: {tag!r} is neither a file nor one of {base}'s tags ({', '.join(tags) or 'none'})"
+            )
         model = open_clip.create_model(base, pretrained=tag, require_pretrained=True)
     return Loaded(model, open_clip.get_tokenizer(base), cfg, {"started_from": name})
 
@@ -193,9 +210,14 @@ def make_tokenizer(text_cfg: dict[str, Any]) -> Any:
     if text_cfg.get("hf_tokenizer_name"):
         kwargs = text_cfg.get("tokenizer_kwargs") or {}
         return open_clip.tokenizer.HFTokenizer(
-            text_cfg["hf_tokenizer_name"], text_cfg.get("context_length", 77), tokenizer_mode=text_cfg.get("tokenizer_mode"), **kwargs
+            text_cfg["hf_tokenizer_name"],
+            text_cfg.get("context_length", 77),
+            tokenizer_mode=text_cfg.get("tokenizer_mode"),
+            **kwargs,
         )
-    return SimpleTokenizer(context_length=text_cfg.get("context_length", 77), **(text_cfg.get("tokenizer_kwargs") or {}))
+    return SimpleTokenizer(
+        context_length=text_cfg.get("context_length", 77), **(text_cfg.get("tokenizer_kwargs") or {})
+    )
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import dualenc.torchvision_ops  # noqa: F401  (before open_clip)
+
 from open_clip import tokenizer as oc
 from torch import nn
 

@@ -8,6 +8,7 @@ import difflib
 from typing import Any
 
 import dualenc.torchvision_ops  # noqa: F401  (before open_clip)
+
 import open_clip
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,9 @@ def check_config(model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]) -> N
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
                 raise ValueError(f"{place}: unknown key {key!r}, so the towers cannot be built; {hint}")
     if preprocess_cfg.get("resize_mode", "shortest") not in ("shortest", "longest", "squash"):
-        raise ValueError(f"preprocess.resize_mode {preprocess_cfg['resize_mode']!r} must be shortest, longest or squash")
+        raise ValueError(
+            f"preprocess.resize_mode {preprocess_cfg['resize_mode']!r} must be shortest, longest or squash"
+        )
 
 
 def build(model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]) -> nn.Module:
@@ -52,38 +55,38 @@ def build(model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]) -> nn.Modul
     return model
 
 
-def image_features(model: nn.Module, images: Tensor) -> Tensor:
+def image_features(model: Any, images: Tensor) -> Tensor:
     """Unit embeddings (B, D) of uint8 images (B, 3, H, W); normalised here, on their device, by the model's own mean and std."""
-    cfg = model.visual.preprocess_cfg  # type: ignore[union-attr]
+    cfg = model.visual.preprocess_cfg
     dtype = model.logit_scale.dtype  # float32; float64 in tests
     mean, std = (torch.tensor(cfg[k], dtype=dtype, device=images.device).view(3, 1, 1) for k in ("mean", "std"))
     images = images.contiguous(memory_format=torch.channels_last)  # convolutions are faster so, on CPU and GPU alike
     pixels = images.to(mean.dtype).div_(255).sub_(mean).div_(std)  # torchvision's order of operations: equal bits
-    return F.normalize(model.encode_image(pixels), dim=-1)  # type: ignore[operator]
+    return F.normalize(model.encode_image(pixels), dim=-1)
 
 
 class _EncodeText(nn.Module):
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         super().__init__()
         self.model = model
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.model.encode_text(tokens)  # type: ignore[operator]
+        return self.model.encode_text(tokens)
 
 
-def text_features(model: nn.Module, tokens: Tensor) -> Tensor:
+def text_features(model: Any, tokens: Tensor) -> Tensor:
     """Unit embeddings (B, D) of token ids (B, L). L may be shorter than the context where `pads_to_longest(model)`."""
     text = getattr(model, "text", model)
     length = tokens.shape[1]
     if length == getattr(text, "context_length", length):
-        return F.normalize(model.encode_text(tokens), dim=-1)  # type: ignore[operator]
+        return F.normalize(model.encode_text(tokens), dim=-1)
     prefix = "model.text." if text is not model else "model."
     shorter = {prefix + "positional_embedding": text.positional_embedding[:length]}
     shorter[prefix + "attn_mask"] = text.attn_mask[:length, :length]
     return F.normalize(functional_call(_EncodeText(model), shorter, (tokens,)), dim=-1)
 
 
-def pads_to_longest(model: nn.Module) -> bool:
+def pads_to_longest(model: Any) -> bool:
     """True where padding after the end of text changes nothing: causal attention, pooled at the end of text."""
     text = getattr(model, "text", model)
     pool = getattr(text, "pool_type", getattr(model, "text_pool_type", None))

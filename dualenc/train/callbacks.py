@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import dualenc.torchvision_ops  # noqa: F401  (before Lightning)
+
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
@@ -40,8 +41,8 @@ class ExactGradients(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.accumulate_grad_batches != 1:
             raise ValueError(
-                f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}: the loss would see only a part of the "
-                "batch as negatives, which is another gradient than the whole batch's; set it to 1 and data.batch_size to what fits"
+                f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}: the loss would see only a part of "
+                "the batch as negatives, another gradient than the whole batch's; set it to 1 and data.batch_size to what fits"
             )
 
 

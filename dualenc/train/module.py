@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import dualenc.torchvision_ops  # noqa: F401  (before Lightning)
+
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -63,7 +64,9 @@ class ContrastiveModule(pl.LightningModule):
         if loss not in ("softmax", "sigmoid"):
             raise ValueError(f"model.loss {loss!r} is unknown; use softmax or sigmoid")
         if sum(x is not None for x in (start_from, name, vision)) != 1:
-            raise ValueError("give exactly one of model.start_from, model.name, or model.vision with model.text: the towers")
+            raise ValueError(
+                "give exactly one of model.start_from, model.name, or model.vision with model.text: the towers"
+            )
         self.save_hyperparameters()
         self.loss, self.max_logit_scale, self.lr, self.weight_decay = loss, max_logit_scale, lr, weight_decay
         self.betas, self.warmup_steps = betas, warmup_steps
@@ -82,7 +85,12 @@ class ContrastiveModule(pl.LightningModule):
             if name is not None:
                 self.model_cfg = folder.model_config(name)
             else:
-                self.model_cfg = {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text or {}, "quick_gelu": quick_gelu}
+                self.model_cfg = {
+                    "embed_dim": embed_dim,
+                    "vision_cfg": vision,
+                    "text_cfg": text or {},
+                    "quick_gelu": quick_gelu,
+                }
                 self.model_cfg["custom_text"] = "timm_model_name" in vision
             scale = 10.0 if self.loss == "sigmoid" else 1 / temperature
             self.model_cfg["init_logit_scale"] = math.log(scale)
@@ -91,7 +99,9 @@ class ContrastiveModule(pl.LightningModule):
             self.model = build(self.model_cfg, preprocess)
             self.tokenizer = folder.make_tokenizer(self.model_cfg["text_cfg"])
         if self.loss == "sigmoid" and getattr(self.model, "logit_bias", None) is None:
-            raise ValueError(f"{start_from}: has no logit bias, so the sigmoid loss cannot train it; use model.loss softmax")
+            raise ValueError(
+                f"{start_from}: has no logit bias, so the sigmoid loss cannot train it; use model.loss softmax"
+            )
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -105,7 +115,11 @@ class ContrastiveModule(pl.LightningModule):
     def provenance(self) -> dict[str, Any]:
         """How these weights came about, in plain types."""
         plain = {k: v for k, v in self.hparams.items() if not k.startswith("_") and v is not None}
-        seen = self.global_step * getattr(getattr(self.trainer, "datamodule", None), "batch_size", 0) if self._trainer else 0
+        seen = (
+            self.global_step * getattr(getattr(self.trainer, "datamodule", None), "batch_size", 0)
+            if self._trainer
+            else 0
+        )
         return {"settings": plain, "steps": int(self.global_step), "samples_seen": int(seen)}
 
     def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
@@ -125,7 +139,9 @@ class ContrastiveModule(pl.LightningModule):
 
     def _loss(self, image: Tensor, text: Tensor) -> Tensor:
         if not len(image):
-            raise ValueError("no sample of a whole batch could be used; `dualenc data check` says what is wrong with the data")
+            raise ValueError(
+                "no sample of a whole batch could be used; `dualenc data check` says what is wrong with the data"
+            )
         with torch.autocast(image.device.type, enabled=False):  # logits in half precision cost 1 % of the gradient
             if image.dtype in (torch.float16, torch.bfloat16):
                 image, text = image.float(), text.float()
@@ -167,7 +183,7 @@ class ContrastiveModule(pl.LightningModule):
             self.log_dict(metrics, rank_zero_only=True)
         self._seen.clear()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         trained = [p for p in self.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
@@ -176,8 +192,12 @@ class ContrastiveModule(pl.LightningModule):
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=1e-8)
         total = self.trainer.estimated_stepping_batches
         if not math.isfinite(total):
-            raise ValueError("training has no end, so the cosine schedule has no length; set trainer.max_steps or max_epochs")
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, self.warmup_steps, int(total)))
+            raise ValueError(
+                "training has no end, so the cosine schedule has no length; set trainer.max_steps or max_epochs"
+            )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, self.warmup_steps, int(total))
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

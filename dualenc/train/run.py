@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shutil
 import sys
 import warnings
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import dualenc.torchvision_ops  # noqa: F401  (before Lightning)
+
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -37,16 +39,17 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
         text = " ".join(str(message).split())
-        unknown = text.split("'")[-2] if "does not accept" in text and text.count("'") >= 2 else ""
-        known = [action.dest.removeprefix("fit.") for action in self._known_actions()]
-        near = difflib.get_close_matches(unknown, known, 1) if unknown else []
+        unknown = re.search(r"(?:accept option '|arguments: --)([\w.]+)", text)
+        near = difflib.get_close_matches(unknown[1], known_options(self), 1) if unknown else []
         hint = f"; did you mean {near[0]!r}?" if near else ""
         sys.stderr.write(f"dualenc: error: {text}{hint}\n")
         raise SystemExit(2)
 
-    def _known_actions(self) -> list[Any]:
-        parsers = [self, *(p for a in self._actions if isinstance(getattr(a, "choices", None), dict) for p in a.choices.values())]
-        return [action for parser in parsers for action in parser._actions]
+
+def known_options(parser: Any) -> list[str]:
+    """The names of a parser's options and of those of its subcommands."""
+    within = [p for action in parser._actions if isinstance(action.choices, dict) for p in action.choices.values()]
+    return [action.dest for each in (parser, *within) for action in each._actions]
 
 
 class CLI(LightningCLI):
@@ -57,7 +60,9 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("model", "data.spec", compute_fn=lambda model: model.spec, apply_on="instantiate")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "best-{step}", "checkpoint.mode": "max"})
+        parser.set_defaults(
+            {"checkpoint.save_last": True, "checkpoint.filename": "best-{step}", "checkpoint.mode": "max"}
+        )
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -79,7 +84,7 @@ class CLI(LightningCLI):
                 CSVLogger(root, name="", version="log", flush_logs_every_n_steps=10),
                 TensorBoardLogger(root, name="", version="log", default_hp_metric=False),
             ]
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer: Any = super().instantiate_trainer(**kwargs)
         trainer.callbacks += [ExactGradients(), *([LearningRateMonitor("step")] if trainer.loggers else [])]
         if self.subcommand == "fit":
             trainer.callbacks.append(WriteEncoder(root / "encoder", replace=config.ckpt_path is not None))

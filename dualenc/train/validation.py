@@ -51,7 +51,12 @@ class Embeddings:
             part |= {"text": text_features(model, batch["all_text"])[kept], "owner": batch["position"][row][kept]}
         if "label" in batch:
             part["label"] = batch["label"]
-        self._batches.append({k: v.detach().cpu().float().numpy() if k in ("image", "text") else v.cpu().numpy() for k, v in part.items()})
+        self._batches.append(
+            {
+                k: v.detach().cpu().float().numpy() if k in ("image", "text") else v.cpu().numpy()
+                for k, v in part.items()
+            }
+        )
 
     def whole(self) -> dict[str, np.ndarray]:
         """All ranks' rows in the order of the data set: image (N, D), label (N,), text (T, D), image_row (T,)."""
@@ -73,18 +78,26 @@ class Embeddings:
         """Recall@1/5/10 both ways and their mean, over what was seen; k above the gallery is left out."""
         rows = self.whole()
         if "text" not in rows or not len(rows["image"]):
-            raise ValueError("no sample of the evaluation set has both an image and a caption; `dualenc data check` says why")
+            raise ValueError(
+                "no sample of the evaluation set has both an image and a caption; `dualenc data check` says why"
+            )
         owned = np.unique(rows["image_row"])  # images without captions cannot be queries
-        scores = retrieval_metrics(rows["image"][owned], rows["text"], np.searchsorted(owned, rows["image_row"]), strict=False)
+        scores = retrieval_metrics(
+            rows["image"][owned], rows["text"], np.searchsorted(owned, rows["image_row"]), strict=False
+        )
         recalls = {k: v for k, v in scores.items() if "recall@" in k}
         return {**recalls, "mean_recall": float(np.mean(list(recalls.values()))) if recalls else 0.0}
 
 
-def zero_shot_scores(model: nn.Module, tokenizer: Any, seen: Embeddings, names: list[str], templates: list[str]) -> dict[str, float]:
+def zero_shot_scores(
+    model: nn.Module, tokenizer: Any, seen: Embeddings, names: list[str], templates: list[str]
+) -> dict[str, float]:
     """Zero-shot metrics of an evaluation set with labels, without those that are undefined."""
     rows = seen.whole()
     if "label" not in rows:
-        raise ValueError("data.zeroshot: samples have no KEY.cls, so there is nothing to compare with; add classes or leave it out")
+        raise ValueError(
+            "data.zeroshot: samples have no KEY.cls, so there is nothing to compare with; add classes or leave it out"
+        )
 
     def embed_texts(texts: list[str]) -> np.ndarray:
         tokens = tokenizer(texts)

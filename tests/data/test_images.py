@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dualenc.data.images import REASONS, BadImage, decode, decode_fully, open_image
+from dualenc.images import REASONS, BadImage, decode, decode_fully, open_image
 
 WIDTH, HEIGHT = 23, 17
 

@@ -119,7 +119,7 @@ def test_class_files_that_cannot_be_used(tmp_path, name, data, says):
 
 
 def test_a_missing_class_file():
-    with pytest.raises(FileNotFoundError, match="gone.json: no such class file"):
+    with pytest.raises(FileNotFoundError, match=r"gone.json: no such class file"):
         class_names("gone.json")
 
 

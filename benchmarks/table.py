@@ -1,0 +1,69 @@
+"""Render README's results table from benchmarks/results: python benchmarks/table.py [--check]"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
+BLOCK = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- /results -->)", re.DOTALL)
+LINES = {
+    "scenes": ("Scenes, built in", "1,000 held-out scenes"),
+    "flickr8k": ("Flickr8k, from scratch", "1,000 photos × 5 captions"),
+    "emoji": ("Emoji, other drawing style", "1,354 pictures"),
+}
+
+
+def table() -> str:
+    """The table in Markdown; data sets without a record are left out."""
+    head = [
+        "| data | searched | text→image R@1 / 5 / 10 | image→text R@1 / 5 / 10 | also | trained on | whole line |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    rows, notes = [], []
+    for name, (title, gallery) in LINES.items():
+        path = RESULTS / f"line_{name}.json"
+        if not path.exists():
+            continue
+        entry = json.loads(path.read_text())
+        results = entry["results"]
+        scores = results["scores"]
+        minutes = results["total_seconds"] / 60
+        cells = [title, gallery, recalls(scores, "text_to_image"), recalls(scores, "image_to_text"), extra(scores)]
+        rows.append("| " + " | ".join([*cells, f"{results['samples_seen']:,} samples", f"{minutes:.1f} min"]) + " |")
+        notes.append(f"`{entry['command']}` on {entry['date']}, {entry['machine']['cores']} cores")
+    return (
+        "\n".join([*head, *rows, "", f"Percent. Measured by {'; '.join(notes)}: benchmarks/results has the records."])
+        + "\n"
+    )
+
+
+def recalls(scores: dict[str, Any], way: str) -> str:
+    return " / ".join(f"{100 * scores[f'{way}/recall@{k}']:.1f}" for k in (1, 5, 10))
+
+
+def extra(scores: dict[str, Any]) -> str:
+    named = {
+        "zeroshot/colour/acc1": "zero-shot colour",
+        "zeroshot/shape/acc1": "shape",
+        "composition/attribute/accuracy": "swapped attributes told apart",
+        "composition/relation/accuracy": "swapped relations",
+    }
+    return ", ".join(f"{text} {100 * scores[key]:.1f}" for key, text in named.items() if key in scores)
+
+
+def main() -> int:
+    text = README.read_text(encoding="utf-8")
+    rendered = BLOCK.sub(lambda found: found[1] + table() + found[2], text)
+    if "--check" in sys.argv:
+        return int(rendered != text)
+    README.write_text(rendered, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,107 @@
+"""Samples and batches: DESIGN's "Batch"."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dualenc.data.dataset import Batches, Collate, ImageCache, Pairs
+from dualenc.data.order import PADDING
+from dualenc.data.shards import open_source
+from dualenc.data.transforms import Augment, evaluation, to_uint8
+from dualenc.images import BadImage, decode
+from tests.small import COLOURS, png, sample, write_shards, write_tar
+
+
+@pytest.fixture(scope="module")
+def messy(tmp_path_factory):
+    members = [
+        *sample("good", captions=["one red", "two red", "three red"], cls=3),
+        *sample("silent", captions=[], cls=1),
+        ("broken.png", b"no picture"),
+        ("broken.txt", b"a caption"),
+        ("latin.png", png()),
+        ("latin.txt", b"\xff\xfe"),
+        ("class.png", png()),
+        ("class.txt", b"a caption"),
+        ("class.cls", b"cat"),
+        ("json.png", png()),
+        ("json.txt", b"a caption"),
+        ("json.json", b"{"),
+    ]
+    return open_source(write_tar(tmp_path_factory.mktemp("messy") / "t.tar", members))
+
+
+def reasons(pairs):
+    return {key: pairs[i, 0]["reason"] for i, key in enumerate(pairs.source.keys)}
+
+
+def test_what_cannot_be_used_says_why(messy, encoder):
+    common = {"good": None, "latin": "caption is not UTF-8", "class": "class is not an integer"}
+    evaluated, trained = reasons(Pairs(messy, encoder.spec)), reasons(Pairs(messy, encoder.spec, Augment()))
+    assert evaluated.pop("broken") == trained.pop("broken") != None  # noqa: E711  (the decoder's own words)
+    assert evaluated == common | {"silent": None, "json": "metadata is not a JSON object"}
+    assert trained == common | {"silent": "missing caption", "json": None}
+
+
+def test_a_batch_is_what_the_design_says(messy, encoder):
+    size = encoder.spec["image"]["size"]
+    rows = [(i, 0) for i in range(len(messy))]
+    batch = Batches(Pairs(messy, encoder.spec), all_captions=True)[[*rows, (PADDING, 0)]]
+    assert batch["image"].dtype == torch.uint8 and batch["image"].shape == (7, 3, *size)
+    assert batch["text"].dtype == torch.int64 and batch["text"].shape[0] == 7
+    assert batch["key"] == [*messy.keys, ""]
+    assert batch["valid"].dtype == torch.bool and batch["valid"].tolist() == [True, True] + [False] * 5
+    assert batch["reason"][-1] == "padding" and batch["position"].tolist() == [0, 1, 2, 3, 4, 5, PADDING]
+    assert "label" in batch and batch["label"].tolist()[:2] == [3, 1] and batch["label"].dtype == torch.int64
+    assert not batch["image"][~batch["valid"]].any()
+    assert np.array_equal(batch["image"][0], to_uint8(evaluation(decode(messy.image_bytes(0)), encoder.spec["image"])))
+    assert batch["text_row"].tolist() == [0, 0, 0] and batch["all_text"].shape[0] == 3
+    assert torch.equal(batch["all_text"][0, : batch["text"].shape[1]], batch["text"][0, : batch["all_text"].shape[1]])
+
+
+def test_labels_are_left_out_where_one_is_missing(encoder, tmp_path):
+    source = open_source(write_tar(tmp_path / "t.tar", sample("a", cls=0) + sample("b")))
+    batch = Batches(Pairs(source, encoder.spec), all_captions=False)[[(0, 0), (1, 0)]]
+    assert "label" not in batch and "all_text" not in batch
+    assert Batches(Pairs(source, encoder.spec), all_captions=False)[[(0, 0)]]["label"].tolist() == [0]
+
+
+def test_one_caption_is_drawn_by_seed_epoch_and_key(encoder, tmp_path):
+    source = open_source(write_tar(tmp_path / "t.tar", sample("a", captions=[f"caption {i}" for i in range(4)])))
+    pairs = Pairs(source, encoder.spec, Augment(), seed=5)
+    drawn = [pairs[0, epoch]["captions"] for epoch in range(200)]
+    assert drawn == [Pairs(source, encoder.spec, Augment(), seed=5)[0, epoch]["captions"] for epoch in range(200)]
+    counts = [drawn.count([f"caption {i}"]) for i in range(4)]
+    assert sum(counts) == 200 and min(counts) > 30
+    assert drawn != [Pairs(source, encoder.spec, Augment(), seed=6)[0, epoch]["captions"] for epoch in range(200)]
+
+
+def test_captions_that_are_cut_are_counted_once(encoder):
+    long = "cat " * 40
+    samples = [{"image": np.zeros((3, 2, 2), np.uint8), "key": "k", "position": 0, "label": None, "reason": None}]
+    samples[0]["captions"] = [long, long, "cat"]
+    assert Collate(encoder.spec, all_captions=True)(samples)["truncated"] == 2
+    assert Collate(encoder.spec, all_captions=False)(samples)["truncated"] == 1
+
+
+def test_a_cache_of_large_enough_images_changes_nothing(encoder, tmp_path):
+    source = open_source(write_shards(tmp_path, 6, shards=1, broken=(3,)))
+    cache = ImageCache(source, 32)
+    for i in range(6):
+        plain, cached = (Pairs(source, encoder.spec, Augment(flip=0.5), cache=c)[i, 1] for c in (None, cache))
+        assert np.array_equal(plain.pop("image"), cached.pop("image")) and plain == cached
+    assert cache.pixels.is_shared()
+    with pytest.raises(BadImage):
+        cache[3]
+
+
+def test_a_cache_shrinks_and_never_enlarges(tmp_path):
+    sizes = [(100, 50), (20, 90), (10, 12)]
+    members = [(f"{i}.png", png(size, COLOURS["red"])) for i, size in enumerate(sizes)]
+    source = open_source(write_tar(tmp_path / "t.tar", members))
+    cache = ImageCache(source, 25)
+    assert [cache[i].size for i in range(3)] == [(50, 25), (20, 90), (10, 12)]
+    whole = decode(source.image_bytes(0)).resize((50, 25), Image.Resampling.BICUBIC)
+    assert np.array_equal(np.asarray(cache[0]), np.asarray(whole))
+    assert np.array_equal(np.asarray(cache[1]), np.asarray(decode(source.image_bytes(1))))

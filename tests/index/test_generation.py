@@ -1,0 +1,170 @@
+"""An index folder on disk: damage of every kind is found, and named in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dualenc import Index
+from dualenc.index import generation, info
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("made") / "i"
+    Index.build(data.images[:300], folder, metadata=[{"n": row} for row in range(300)], recipe="ivf")
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    shutil.copytree(made, tmp_path / "i")
+    return tmp_path / "i"
+
+
+FILES = ["index.000001.faiss", "ids.000001.npy", "metadata.000001.parquet", "manifest.json"]
+
+
+def test_the_files_of_a_new_index(folder):
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_flipped_byte_is_found_by_verify(folder, name):
+    path = folder / name
+    whole = path.read_bytes()
+    places = np.random.default_rng(0).integers(0, len(whole), 40)
+    Index.open(folder, verify=True)
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        for read in (lambda: Index.open(folder, verify=True), lambda: info(folder, verify=True)):
+            with pytest.raises(ValueError, match=name) as error:
+                read()
+            assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_cut_off_longer_or_missing_is_found_at_once(folder, name):
+    path = folder / name
+    whole = path.read_bytes()
+    for content in (whole[:-3], whole[: len(whole) // 2], whole + b"x", b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=name) as error:
+            Index.open(folder)
+        assert "\n" not in str(error.value)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        Index.open(folder)
+
+
+def test_what_is_no_index(tmp_path, made):
+    with pytest.raises(FileNotFoundError, match="no such index; build it"):
+        Index.open(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="is not an index"):
+        Index.open(tmp_path)
+    for content in ({"format": "dualenc-store"}, [], {}):
+        (tmp_path / "manifest.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="another program's or a store's"):
+            Index.open(tmp_path)
+    manifest = json.loads((made / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "version": 2}))
+    with pytest.raises(ValueError, match="index version 2, this dualenc reads 1"):
+        Index.open(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "rows": 5}))
+    with pytest.raises(ValueError, match="checksum does not fit"):
+        Index.open(tmp_path)
+
+
+def resign(folder: Path, change) -> None:
+    """A manifest changed by somebody who knows how to sign it: checksums show damage, not malice."""
+    from dualenc.index.manifest import read_manifest, write_manifest
+
+    manifest = read_manifest(folder)
+    change(manifest)
+    write_manifest(folder, manifest)
+
+
+def swap_ids(folder: Path, ids) -> None:
+    from dualenc.index.manifest import file_entry
+
+    np.save(folder / FILES[1], ids)
+    resign(folder, lambda manifest: manifest["files"].update(ids=file_entry(folder / FILES[1])))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda f: resign(f, lambda m: m.update(rows=299)), "has 300 ids for 299 rows"),
+        (lambda f: resign(f, lambda m: m.update(dim=31)), "is not the FAISS index of 300 x 31"),
+        (lambda f: resign(f, lambda m: m.update(tombstones=1)), "is not the FAISS index of 301 x 32"),
+        (lambda f: resign(f, lambda m: m["recipe"]["build"].update(kind="scann")), "kind 'scann' is unknown"),
+        (lambda f: resign(f, lambda m: m["recipe"]["build"].update(kind="hnsw")), "is not the FAISS index"),
+        (lambda f: resign(f, lambda m: m["recipe"]["build"].update(nlist=3)), "the manifest says 3"),
+        (lambda f: swap_ids(f, np.arange(300, dtype=np.int32)), "not int64"),
+        (lambda f: swap_ids(f, np.arange(300).reshape(1, 300)), "not int64"),
+        (lambda f: swap_ids(f, np.array([{}], object)), "does not open"),
+        (lambda f: resign(f, lambda m: m["files"]["index"].update(name="../../index.000001.faiss")), "nothing"),
+    ],
+)
+def test_files_that_contradict_the_manifest(folder, spoil, said):
+    spoil(folder)
+    if said == "nothing":  # a name cannot lead out of the folder
+        assert len(Index.open(folder)) == 300
+        return
+    with pytest.raises(ValueError, match=said) as error:
+        Index.open(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_reader_beside_a_writer_takes_the_new_generation(folder, data, monkeypatch):
+    """The writer replaces the files after the reader has read the manifest, and before it opens them."""
+    check_files, writer = generation.check_files, Index.open(folder)
+
+    def overtaken(*args):
+        monkeypatch.setattr(generation, "check_files", check_files)
+        writer.add(data.images[300:301])
+        check_files(*args)
+
+    monkeypatch.setattr(generation, "check_files", overtaken)
+    assert len(Index.open(folder)) == 301
+
+
+def test_a_reader_keeps_what_it_opened(folder, data):
+    reader, writer = Index.open(folder), Index.open(folder)
+    before = reader.search(data.images[:20], 3)
+    for _ in range(3):
+        writer.remove(writer.ids[:90])
+    assert len(writer) == 30
+    assert len(reader) == 300
+    for mine, theirs in zip(reader.search(data.images[:20], 3), before, strict=True):
+        assert np.array_equal(mine, theirs)
+    assert reader.rows([0]).to_pylist() == [{"n": 0}]  # read from a file that is gone from the folder
+    assert reader.search(data.images[:1], 1, where="n = 0")[0].tolist() == [[0]]
+    assert not (folder / FILES[2]).exists()
+
+
+def test_opening_reads_no_vectors(folder, monkeypatch):
+    """Memory-mapped: an index of any size opens in no time, and damage past the header waits for verify."""
+    path = folder / FILES[0]
+    size = path.stat().st_size
+    with open(path, "r+b") as file:
+        file.seek(size - 100)
+        file.write(b"\0" * 100)
+    assert path.stat().st_size == size
+    assert len(Index.open(folder)) == 300
+    with pytest.raises(ValueError, match="altered"):
+        Index.open(folder, verify=True)
+
+
+def test_a_read_only_folder_can_be_searched(folder, data):
+    if os.geteuid() == 0:
+        pytest.skip("root writes anywhere")
+    folder.chmod(0o555)
+    assert len(Index.open(folder).search(data.images[:1], 1)[0]) == 1
+    with pytest.raises(PermissionError):
+        Index.open(folder).remove([0])
