@@ -39,17 +39,17 @@ RECIPES: dict[str, tuple[Any, str]] = {
 }
 
 
-def vectors(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def vectors(count: int = ROWS, clusters: int = CLUSTERS, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(images (N, D), more images (1,000, D), texts (2,000, D)), unit rows."""
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(CLUSTERS, DIM))
+    centres = rng.normal(size=(clusters, DIM))
     here, there = rng.normal(size=DIM), 1.5 * rng.normal(size=DIM)
 
-    def near(count: int, pull: float, spread: float, offset: np.ndarray) -> np.ndarray:
-        rows = pull * centres[rng.integers(CLUSTERS, size=count)] + spread * rng.normal(size=(count, DIM)) + offset
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    def near(rows: int, pull: float, spread: float, offset: np.ndarray) -> np.ndarray:
+        x = pull * centres[rng.integers(clusters, size=rows)] + spread * rng.normal(size=(rows, DIM)) + offset
+        return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
-    return near(ROWS, 1.0, 0.5, here), near(1000, 1.0, 0.5, here), near(2000, 0.5, 0.6, there)
+    return near(count, 1.0, 0.5, here), near(1000, 1.0, 0.5, here), near(2000, 0.5, 0.6, there)
 
 
 def recall(index: Index, queries: np.ndarray, best: np.ndarray) -> float:
@@ -91,6 +91,12 @@ def measure(name: str, images: np.ndarray, more: np.ndarray, texts: np.ndarray, 
         }
 
 
+def compare(images: np.ndarray, more: np.ndarray, texts: np.ndarray) -> dict[str, Any]:
+    """Every recipe, measured."""
+    best = {"texts": exact_search(texts[1000:], images, K)[0], "images": exact_search(more, images, K)[0]}
+    return {name: measure(name, images, more, texts, best) for name in RECIPES}
+
+
 def table() -> str:
     """The table of index/README.md in Markdown, from the record."""
     entry = json.loads((RESULTS / "index_kinds.json").read_text(encoding="utf-8"))
@@ -113,11 +119,8 @@ def table() -> str:
 
 def main() -> None:
     if "--table" not in sys.argv:
-        images, more, texts = vectors()
-        best = {"texts": exact_search(texts[1000:], images, K)[0], "images": exact_search(more, images, K)[0]}
-        rows = {name: measure(name, images, more, texts, best) for name in RECIPES}
         shape = {"rows": ROWS, "dim": DIM, "clusters": CLUSTERS, "target": 0.95, "k": K}
-        record("index_kinds", {"data": shape, "recipes": rows})
+        record("index_kinds", {"data": shape, "recipes": compare(*vectors())})
     text = README.read_text(encoding="utf-8")
     README.write_text(BLOCK.sub(lambda found: found[1] + table() + found[2], text), encoding="utf-8")
 

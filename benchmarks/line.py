@@ -43,18 +43,21 @@ def scenes(run: Path) -> list[list[str]]:
 
 def flickr8k(run: Path) -> list[list[str]]:
     """6,000 photos with five captions each; tested on 1,000 others."""
-    return [*_pack(run, "split", train="train", val="val", test="test"), *_fit_and_measure(run, "flickr8k")]
+    return [
+        *_pack(run, "source/images", "split", train="train", val="val", test="test"),
+        *_fit_and_measure(run, "flickr8k"),
+    ]
 
 
 def emoji(run: Path) -> list[list[str]]:
     """Trained on one drawing style, tested on the other."""
-    return [*_pack(run, "style", train="noto", test="emojitwo"), *_fit_and_measure(run, "emoji")]
+    return [*_pack(run, "source", "style", train="noto", test="emojitwo"), *_fit_and_measure(run, "emoji")]
 
 
-def _pack(run: Path, column: str, **splits: str) -> list[list[str]]:
-    source = f"{run}/source/captions.jsonl"
+def _pack(run: Path, images: str, column: str, **splits: str) -> list[list[str]]:
+    table = ["data", "pack", f"{run}/source/captions.jsonl"]
     return [
-        ["data", "pack", source, f"{run}/shards/{split}", "--where", f"{column}={value}"]
+        [*table, f"{run}/shards/{split}", "--images", f"{run}/{images}", "--where", f"{column}={value}"]
         for split, value in splits.items()
     ]
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from dualenc.cli.common import command, group
+from dualenc.cli.common import command, group, print_json
 
 
 def register(commands: Any) -> None:
@@ -24,6 +24,51 @@ def register(commands: Any) -> None:
     parser.add_argument("--test", type=int, help="test scenes (default 1000)")
     parser.add_argument("--size", type=int, help="pixels, square (default 64)")
     parser.add_argument("--seed", type=int, help="another seed, other scenes (default 0)")
+    parser = command(
+        verbs,
+        "pack",
+        run_pack,
+        "pack images with captions into shards",
+        "dualenc data pack captions.csv runs/photos/shards --image-column file --caption-column title",
+    )
+    parser.add_argument(
+        "source", help="a folder of images with NAME.txt beside them, or a CSV, TSV, JSONL or parquet table"
+    )
+    parser.add_argument("out", help="folder for the shards")
+    parser.add_argument(
+        "--format", choices=("folder", "csv", "tsv", "jsonl", "parquet"), help="where the suffix does not tell"
+    )
+    parser.add_argument(
+        "--image-column", help="column of image paths (default: image, path, file, … whichever is there)"
+    )
+    parser.add_argument(
+        "--caption-column",
+        action="append",
+        help="column of a caption or a list of them; give it again for several (default: caption, …)",
+    )
+    parser.add_argument("--key-column", help="column of keys (default: the image's path)")
+    parser.add_argument("--class-column", help="column of class numbers or names")
+    parser.add_argument(
+        "--images", metavar="FOLDER", help="what image paths are relative to (default: the table's folder)"
+    )
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="take only such rows; give it again for several",
+    )
+    parser.add_argument("--shard-size", type=int, help="samples a shard (default 10000)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser = command(
+        verbs,
+        "check",
+        run_check,
+        "read every sample and say what is there and what is broken; exit code 1 if anything is",
+        "dualenc data check runs/demo/shards/train",
+    )
+    parser.add_argument("data", nargs="+", help="shards, or a folder of images")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def run_scenes(options: argparse.Namespace) -> int:
@@ -34,3 +79,37 @@ def run_scenes(options: argparse.Namespace) -> int:
     counts = write_scenes(options.out, **given)
     sys.stdout.write(f"{options.out}: " + ", ".join(f"{name} {count}" for name, count in counts.items()) + "\n")
     return 0
+
+
+def run_pack(options: argparse.Namespace) -> int:
+    from dualenc.data.pack import pack
+
+    given = {"shard_size": options.shard_size} if options.shard_size is not None else {}
+    report = pack(
+        options.source,
+        options.out,
+        format=options.format,
+        image_column=options.image_column,
+        caption_columns=options.caption_column,
+        key_column=options.key_column,
+        class_column=options.class_column,
+        images=options.images,
+        where=options.where,
+        **given,
+    )
+    if options.json:
+        print_json(report.to_json())
+    else:
+        sys.stdout.write(f"{options.out}: {report}\n")
+    return 0
+
+
+def run_check(options: argparse.Namespace) -> int:
+    from dualenc.data.check import check
+
+    report = check(options.data)
+    if options.json:
+        print_json(report.to_json())
+    else:
+        sys.stdout.write(f"{report}\n")
+    return int(report.broken)

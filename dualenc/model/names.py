@@ -84,12 +84,15 @@ def class_names(source: str | Path) -> list[str]:
     return check_class_names([name.strip() for name in names], text)
 
 
-def class_files(folder: str | Path) -> tuple[list[str], list[str]]:
-    """(class names, templates) of a data set in CLIP_benchmark's layout: `classnames.txt` and, where it is there,
-    `zeroshot_classification_templates.txt` beside the shards. FileNotFoundError when classes have no names.
+def class_files(data: str | Path) -> tuple[list[str], list[str]]:
+    """(class names, templates) of a data set in CLIP_benchmark's layout.
+
+    data: the folder with `classnames.txt` and, where it is there, `zeroshot_classification_templates.txt` (else the
+    plain template), or a shard or pattern of shards in that folder. FileNotFoundError when classes have no names.
     """
-    prompts = Path(folder) / "zeroshot_classification_templates.txt"
-    return class_names(Path(folder) / "classnames.txt"), templates(prompts if prompts.is_file() else None)
+    folder = Path(data) if Path(data).is_dir() else Path(data).parent
+    prompts = folder / "zeroshot_classification_templates.txt"
+    return class_names(folder / "classnames.txt"), templates(prompts if prompts.is_file() else None)
 
 
 def check_class_names(names: list[str], source: str = "the class list") -> list[str]:

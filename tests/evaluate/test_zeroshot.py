@@ -116,6 +116,17 @@ def test_a_collapsed_encoder_gets_nothing(constant_encoder, animals):
     assert report["zeroshot/acc1"] == 0.0
 
 
+def test_a_tie_is_a_mistake_for_the_class_it_ties_with(encoder, samples):
+    data = samples([["cat dog"], ["cat dog"], ["bird"]], label=[0, 0, 2])
+    data.images[:2] = [[1.0, 1.0, *[0.0] * 30]] * 2
+    twins = np.eye(3, 32, dtype=np.float32)
+    twins[1, :2], twins[0, :2] = (0.0, 1.0), (1.0, 0.0)
+    encoder.embed_texts = lambda texts: twins[[CLASSES.index(text) for text in texts]]
+    report, section = evaluate_zeroshot(encoder, data, CLASSES, ["{}"])
+    assert report["zeroshot/recall/cat"] == 0.0
+    assert section.tables[1].rows[0][3] == "dog (2×)"
+
+
 def test_classify_gives_the_best_name_and_cosines(encoder):
     images = encoder.embed_texts(["a photo of a dog", "bird outdoors"])
     best, scores = classify(encoder, CLASSES, PROMPTS, images)

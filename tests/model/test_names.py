@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dualenc.model import names
-from dualenc.model.names import class_names, fill, templates, zero_shot_classifier
+from dualenc.model.names import class_files, class_names, fill, templates, zero_shot_classifier
 
 
 def test_docstring_examples():
@@ -72,6 +72,7 @@ def test_unknown_templates():
 
 def test_fill_leaves_other_braces_alone():
     assert fill("a {} {x} {c}", "{c} {}") == "a {c} {} {x} {c} {}"
+    assert fill("a {}", r"back\slash \1 \g<0>") == r"a back\slash \1 \g<0>"
 
 
 def test_class_names_from_a_list_and_files(tmp_path):
@@ -121,6 +122,18 @@ def test_class_files_that_cannot_be_used(tmp_path, name, data, says):
 def test_a_missing_class_file():
     with pytest.raises(FileNotFoundError, match=r"gone.json: no such class file"):
         class_names("gone.json")
+
+
+def test_names_and_templates_beside_the_shards(tmp_path):
+    (tmp_path / "classnames.txt").write_text("cat\ndog\n")
+    assert class_files(tmp_path) == (["cat", "dog"], ["{}"])
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("a {c}\n")
+    (tmp_path / "00000.tar").touch()
+    for data in (tmp_path, str(tmp_path), tmp_path / "00000.tar", str(tmp_path / "*.tar")):
+        assert class_files(data) == (["cat", "dog"], ["a {c}"])
+    (tmp_path / "classnames.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"classnames.txt: no such class file"):
+        class_files(tmp_path)
 
 
 def word_embedder(dim=16):
