@@ -18,9 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # before FAISS loads: times of one core can be compared, and be shared machines' too
-)
+if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"  # before FAISS loads: one core's times compare between machines
 
 import numpy as np
 from record import RESULTS, record

@@ -130,11 +130,14 @@ def _check_sample(source: Source, i: int, counts: _Counts, class_names: int | No
     """Count one sample; return the reasons for which it is broken."""
     reasons = []
     try:
-        decoded = decode_fully(source.image_bytes(i))
+        data = source.read(i)
+        if data is None:  # gone since the folder was listed
+            raise BadSample("missing image")
+        decoded = decode_fully(data)
         for sizes, side in zip(counts.sizes[decoded.format], decoded.image.size, strict=True):
             sizes.append(side)
         counts.repairs.update(decoded.repairs)
-    except BadImage as error:
+    except (BadImage, BadSample) as error:
         reasons.append(str(error))
     except OSError:
         reasons.append("file cannot be read")

@@ -84,11 +84,12 @@ class PairData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Batches of the current epoch; a resumed run starts after the last batch it had finished."""
         assert self.trainer is not None
-        done = self.trainer.fit_loop.epoch_loop.batch_progress
-        over = bool(done.is_last_batch and done.current.ready)  # a checkpoint written with an epoch's last batch
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        done = progress.current.processed  # a crash may have begun one more
+        over = progress.is_last_batch and 0 < done == progress.current.ready  # written with an epoch's last batch
         epoch = self.trainer.current_epoch + int(over)
         pairs = Pairs(self.sources["train"], self._spec(), self.augment, self.seed, self._cache)
-        return self._loader(pairs, shuffle=True, epoch=epoch, start=0 if over else done.current.ready)
+        return self._loader(pairs, shuffle=True, epoch=epoch, start=0 if over else done)
 
     def val_dataloader(self) -> list[DataLoader]:
         return [self._evaluation(name) for name in ("val", "zeroshot") if name in self.sources]

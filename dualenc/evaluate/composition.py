@@ -92,7 +92,7 @@ def evaluate_composition(
             for title, _, share in rows
             if isinstance(share, Share)
         ],
-        tables=[Table(["", "Pairs", "Right"], rows, "Ties count as wrong. Chance, the tick on a bar, is 50 %.")],
+        tables=[Table(["", "Pairs", "Right"], rows, "Ties count as wrong. Chance, the tick on a bar, is 50\u202f%.")],
         examples=shown,
     )
 
@@ -115,5 +115,5 @@ def _example(
         Item(true, right=True, note=f"{true_score[i]:.3f}"),
         Item(swapped, right=False, note=f"{swapped_score[i]:.3f}"),
     ]
-    note = "right" if right else "prefers the swapped caption"
+    note = "right" if right else "prefers the swap"
     return Example(picture_item(embedded, row), items if right else items[::-1], right, note)

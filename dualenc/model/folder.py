@@ -102,12 +102,19 @@ def load_folder(folder: Path) -> Loaded:
                 f"{folder}: {name} is missing, so this is no encoder; restore the file or export the encoder again"
             )
     note = read_json(folder / NOTE) if (folder / NOTE).is_file() else {}
+    if not isinstance(note, dict):
+        raise ValueError(f"{folder}: {NOTE} is not one that dualenc wrote; restore it or export the encoder again")
     if note and note.get("config_sha256") != sha256(folder / CONFIG):
         raise ValueError(
             f"{folder}: {CONFIG} is not the one this encoder was saved with; restore it or export the encoder again"
         )
     config = read_json(folder / CONFIG)
-    model = build(config["model_cfg"], config.get("preprocess_cfg", {}))
+    try:
+        model = build(config["model_cfg"], config.get("preprocess_cfg", {}))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder}: {CONFIG} does not describe an encoder ({error!r}); restore it or export the encoder again"
+        ) from error
     try:
         state = load_file(folder / WEIGHTS)
     except Exception as error:  # safetensors raises its own type

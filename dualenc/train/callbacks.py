@@ -13,7 +13,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 
-from dualenc.files import refuse_existing
 from dualenc.model.folder import load_weights, save_folder
 
 log = logging.getLogger("dualenc")
@@ -51,15 +50,10 @@ class WriteEncoder(Callback):
 
     Args:
         folder: where the encoder folder goes.
-        replace: whether one may lie there already, as after resuming.
     """
 
-    def __init__(self, folder: str | Path, replace: bool = False):
-        self.folder, self.replace = Path(folder), replace
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero and not self.replace:
-            refuse_existing(self.folder)  # before hours of training, not after
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -150,7 +150,8 @@ class ContrastiveModule(pl.LightningModule):
                 return sigmoid_loss(image, text, scale, self.model.logit_bias)  # type: ignore[arg-type]
             return contrastive_loss(image, text, scale)
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def optimizer_step(self, *args: Any, **settings: Any) -> None:
+        super().optimizer_step(*args, **settings)  # checkpoints are written before on_train_batch_end: clamp here
         with torch.no_grad():  # CLIP clamps so that training stays stable (Radford et al. 2021, 2.5)
             self.model.logit_scale.clamp_(0, math.log(self.max_logit_scale))  # type: ignore[union-attr,operator]
 

@@ -16,9 +16,10 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from dualenc.data.module import PairData
-from dualenc.files import shipped
+from dualenc.files import refuse_existing, shipped
 from dualenc.train.callbacks import ExactGradients, Progress, WriteEncoder
 from dualenc.train.module import ContrastiveModule
 
@@ -68,11 +69,14 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand]
         root = Path(config.trainer.default_root_dir or "runs/fit")
         config.trainer.default_root_dir = str(root)
+        config.weights_only = True  # nothing in a checkpoint is unpickled
         CLI.fresh = None if root.exists() else root
         config.checkpoint.dirpath = config.checkpoint.dirpath or str(root / "checkpoints")
         if config.data.val and config.checkpoint.monitor is None:
             config.checkpoint.monitor = "val/mean_recall"
         if self.subcommand == "fit":
+            if config.ckpt_path is None:
+                refuse_existing(root / "encoder")  # before hours of training, not after
             for key in ("train", "val", "zeroshot"):
                 _check_paths(f"data.{key}", config.data[key])
 
@@ -80,15 +84,29 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand]
         root = Path(config.trainer.default_root_dir)
         if config.trainer.logger in (None, True):
+            version = "log" if self.subcommand == "fit" else self.subcommand  # validation must not replace the curve
             kwargs["logger"] = [
-                CSVLogger(root, name="", version="log", flush_logs_every_n_steps=10),
-                TensorBoardLogger(root, name="", version="log", default_hp_metric=False),
+                CSVLogger(root, name="", version=version, flush_logs_every_n_steps=10),
+                TensorBoardLogger(root, name="", version=version, default_hp_metric=False),
             ]
+            if self.subcommand == "fit" and config.ckpt_path is not None:
+                _go_on(kwargs["logger"][0])
         trainer: Any = super().instantiate_trainer(**kwargs)
         trainer.callbacks += [ExactGradients(), *([LearningRateMonitor("step")] if trainer.loggers else [])]
         if self.subcommand == "fit":
-            trainer.callbacks.append(WriteEncoder(root / "encoder", replace=config.ckpt_path is not None))
+            trainer.callbacks.append(WriteEncoder(root / "encoder"))
         return trainer
+
+
+@rank_zero_only
+def _go_on(logger: CSVLogger) -> None:
+    """Keep the metrics.csv that is there, which Lightning deletes: a resumed run's curve would lose its beginning."""
+    path = Path(logger.log_dir, "metrics.csv")
+    if path.is_file():
+        before = path.read_text()
+        writer = logger.experiment  # opens the log: the file is gone
+        path.write_text(before)
+        writer.metrics_keys = before.splitlines()[0].split(",")
 
 
 def _check_paths(name: str, value: Any) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dualenc.cli import main
-from tests.small import write_shards
+from tests.small import sample, write_shards, write_tar
 
 ROOT = Path(__file__).parent.parent.parent
 FIT = [
@@ -124,7 +124,7 @@ def test_class_list_with_one_class(
 
 
 def test_long_caption_is_cut_and_counted(caplog: pytest.LogCaptureFixture, encoder_folder: Path) -> None:
-    write_shards(Path("long"), 3, shards=1, captions=lambda i: ["word " * 500] if i == 1 else ["short"])
+    write_tar(Path("long/0.tar"), sample("a", captions=["word " * 500]) + sample("b", captions=["short"]))
     words = ["embed", "--encoder", str(encoder_folder), "--data", "long", "--out", "store", "--workers", "0"]
     assert main(words) == 0
     assert "1 captions were cut" in caplog.text

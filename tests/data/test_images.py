@@ -137,6 +137,7 @@ def test_exif_rotation_stands_the_picture_upright(orientation, kind):
         assert decoded.repairs == (("rotation",) if orientation > 1 else ())
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_does_not_cost_the_picture():
     data = encoded(picture(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
     assert np.array_equal(pixels(decode(data)), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))

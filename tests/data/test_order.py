@@ -40,9 +40,7 @@ def test_training_shows_each_sample_at_most_once(n, per_rank, ranks, seed, epoch
 @given(n=SIZES, per_rank=st.integers(1, 6), ranks=RANKS, first=st.integers(0, 9))
 def test_evaluation_shows_each_sample_once_and_pads_equally(n, per_rank, ranks, first):
     size = per_rank * ranks
-    slices = [
-        positions(BatchOrder(n, size, shuffle=False, rank=r, ranks=ranks, first=first)) for r in range(ranks)
-    ]
+    slices = [positions(BatchOrder(n, size, shuffle=False, rank=r, ranks=ranks, first=first)) for r in range(ranks)]
     batches = [[i for part in parts for i in part] for parts in zip(*slices, strict=True)]
     seen = [i for batch in batches for i in batch if i != PADDING]
     assert seen == list(range(first, first + n))

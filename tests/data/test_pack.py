@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -258,7 +256,7 @@ def test_a_messy_table_is_packed_as_far_as_it_goes(tmp_path, kind):
         ("pipe.jpg", "a", "path is not an ordinary file"),
         ("../secret.jpg", "a", "path leads out of the folder of images"),
         (str(tmp_path / "secret.jpg"), "a", "path leads out of the folder of images"),
-        ("sub/../bitmap.bmp/../../secret.jpg", "a", "path leads out of the folder of images"),
+        ("sub/../../none.jpg", "a", "path leads out of the folder of images"),
         ("uncaptioned.jpg", " ", "empty caption"),
     ]:
         rows.append({"image": name, "caption": caption})
@@ -331,9 +329,9 @@ def test_columns_that_do_not_exist_are_named_with_those_that_do(root):
         ValueError, match=r"no column 'sentense'; its columns are image, sentence; did you mean 'sentence'"
     ):
         pack(path, root / "out", caption_columns=["sentense"])
-    with pytest.raises(ValueError, match="which column holds captions.*image, sentence"):
+    with pytest.raises(ValueError, match=r"which column holds captions.*image, sentence"):
         pack(path, root / "out")
-    with pytest.raises(ValueError, match="which column holds image paths.*a, b"):
+    with pytest.raises(ValueError, match=r"which column holds image paths.*a, b"):
         pack(table(root, "tsv", [{"a": "0.jpg", "b": "a"}]), root / "out")
     with pytest.raises(ValueError, match="two columns are called 'a'"):
         (root / "t.csv").write_text("a,a\n1,2\n")
@@ -374,8 +372,8 @@ def test_shards_have_the_size_asked_for(root):
 
 CHILD = """
 import os, resource, signal, sys
-from pathlib import Path
-from dualenc.data import pack as module
+import dualenc.data.pack
+module = sys.modules["dualenc.data.pack"]  # the package's `pack` is the function
 if sys.argv[1] == "full":  # a disk that takes no more
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -435,9 +433,9 @@ def test_captions_come_back_as_they_went_in(tmp_path_factory, rows):
 
 
 REAL_SETS = {
-    "flickr8k_160": (dict(images="images", where=["split=val"]), 1000, 5000),
-    "emoji_base": (dict(caption_columns=["name"], where=["style=noto"]), None, None),
-    "photos_500": (dict(images="images"), 194, 194),
+    "flickr8k_160": ({"images": "images", "where": ["split=val"]}, 1000, 5000),
+    "emoji_base": ({"caption_columns": ["name"], "where": ["style=noto"]}, None, None),
+    "photos_500": ({"images": "images"}, 194, 194),
 }
 
 

@@ -81,7 +81,13 @@ def test_a_crop_is_resized_as_if_it_were_cut_first():
 
 def quantiles(boxes):
     left, top, right, bottom = np.array(boxes, dtype=float).T
-    of = {"left": left, "top": top, "width": right - left, "height": bottom - top, "area": (right - left) * (bottom - top)}
+    of = {
+        "left": left,
+        "top": top,
+        "width": right - left,
+        "height": bottom - top,
+        "area": (right - left) * (bottom - top),
+    }
     return {name: np.quantile(values, [0.1, 0.25, 0.5, 0.75, 0.9]) for name, values in of.items()}
 
 

@@ -36,11 +36,15 @@ def slow_sigmoid(image, text, scale, bias):
     return total / len(image)
 
 
-@given(b=st.integers(1, 9), d=st.integers(1, 6), seed=st.integers(0, 99), scale=st.floats(0.1, 100), bias=st.floats(-12, 1))
+@given(
+    b=st.integers(1, 9), d=st.integers(1, 6), seed=st.integers(0, 99), scale=st.floats(0.1, 100), bias=st.floats(-12, 1)
+)
 def test_losses_equal_the_slow_ones(b, d, seed, scale, bias):
     image, text = pair(b, d, seed)
     s, t = torch.tensor(scale, dtype=torch.float64), torch.tensor(bias, dtype=torch.float64)
-    assert contrastive_loss(image, text, s).item() == pytest.approx(slow_contrastive(image, text, scale), rel=1e-9, abs=1e-9)
+    assert contrastive_loss(image, text, s).item() == pytest.approx(
+        slow_contrastive(image, text, scale), rel=1e-9, abs=1e-9
+    )
     assert sigmoid_loss(image, text, s, t).item() == pytest.approx(slow_sigmoid(image, text, scale, bias), rel=1e-9)
 
 

@@ -55,5 +55,8 @@ def test_modules_that_workers_import_need_no_open_clip():
     source = Path(__file__).resolve().parents[2] / "dualenc" / "data"
     for name in ("dataset", "text", "transforms", "order", "shards", "tar"):
         assert "open_clip" not in {
-            word for line in (source / f"{name}.py").read_text().splitlines() if "import" in line for word in line.split()
+            word
+            for line in (source / f"{name}.py").read_text().splitlines()
+            if "import" in line
+            for word in line.split()
         }

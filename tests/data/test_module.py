@@ -1,0 +1,254 @@
+"""The data module in real Lightning runs: which samples a step sees, for any number of workers, and after resuming."""
+
+import dataclasses
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+
+from dualenc.data.module import PairData
+from dualenc.data.order import epoch_order
+from dualenc.data.transforms import Augment
+
+SAMPLES, BATCH, EPOCHS = 24, 5, 3  # 4 batches an epoch, 4 samples left out
+STEPS = SAMPLES // BATCH * EPOCHS
+
+
+class Tiny(pl.LightningModule):
+    """One parameter; notes which samples it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen, self.evaluated = [], []
+
+    def training_step(self, batch, _):
+        self.seen.append(
+            (self.current_epoch, tuple(batch["key"]), int(batch["image"].sum()), tuple(batch["text"].sum(1)))
+        )
+        return self.weight * 1.0
+
+    def validation_step(self, batch, _, dataloader_idx=0):
+        self.evaluated.append((dataloader_idx, tuple(batch["key"])))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class Stop(Exception):
+    pass
+
+
+class StopIn(Callback):
+    """Fails in the training step with this number, as a crash would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise Stop
+
+
+@pytest.fixture
+def data(shards, val_shards, encoder):
+    def make(workers=0, **settings):
+        settings = {"train": str(shards), "batch_size": BATCH, "spec": encoder.spec, "seed": 7} | settings
+        return PairData(workers=workers, augment=Augment(scale=(0.5, 1.0), flip=0.5), **settings)
+
+    return make
+
+
+def trainer(folder, callbacks=(), epochs=EPOCHS, **settings):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    settings = {"max_epochs": epochs, "use_distributed_sampler": False, "num_sanity_val_steps": 0} | settings
+    checkpoints = any(isinstance(c, ModelCheckpoint) for c in callbacks)
+    return pl.Trainer(
+        default_root_dir=folder, callbacks=list(callbacks), enable_checkpointing=checkpoints, **quiet, **settings
+    )
+
+
+def fit(folder, data, checkpoint=None, callbacks=(), **settings):
+    module = Tiny()
+    trainer(folder, callbacks, **settings).fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    return module.seen
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shards, encoder, tmp_path_factory):
+    data = PairData(
+        str(shards),
+        batch_size=BATCH,
+        workers=0,
+        spec=encoder.spec,
+        seed=7,
+        augment=Augment(scale=(0.5, 1.0), flip=0.5),
+    )
+    return fit(tmp_path_factory.mktemp("run"), data)
+
+
+def test_epochs_show_each_sample_at_most_once_in_the_order_of_their_seed(uninterrupted):
+    assert len(uninterrupted) == STEPS
+    for epoch in range(EPOCHS):
+        keys = [key for e, batch, *_ in uninterrupted if e == epoch for key in batch]
+        assert keys == [f"s{i:03d}" for i in epoch_order(SAMPLES, 7, epoch)[:20]]
+    pixels = {key: set() for _, keys, *_ in uninterrupted for key in keys}
+    assert len({(epoch, total) for epoch, _, total, _ in uninterrupted}) == STEPS and len(pixels) == SAMPLES
+
+
+@pytest.mark.parametrize("workers", [2, 1])
+def test_workers_change_nothing(uninterrupted, data, tmp_path, workers):
+    assert fit(tmp_path, data(workers)) == uninterrupted
+
+
+def test_another_seed_is_another_run(uninterrupted, data, tmp_path):
+    assert fit(tmp_path, data(seed=8), epochs=1) != uninterrupted[: STEPS // EPOCHS]
+
+
+def every_step(folder):
+    return ModelCheckpoint(
+        folder, filename="{step}", every_n_train_steps=1, save_top_k=-1, auto_insert_metric_name=False
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("validated", [False, True])
+def test_resuming_at_any_step_shows_what_was_left(uninterrupted, data, val_shards, tmp_path, workers, validated):
+    """Within an epoch, at its last batch, with the epoch's validation still to come or not."""
+    settings = {"val": str(val_shards)} if validated else {}
+    assert fit(tmp_path, data(**settings), callbacks=[every_step(tmp_path / "c")]) == uninterrupted
+    steps = range(1, STEPS) if workers == 0 else (2, 4, 7, 8)
+    for step in steps:
+        rest = fit(tmp_path, data(workers, **settings), tmp_path / "c" / f"{step}.ckpt")
+        assert rest == uninterrupted[step:], step
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "saving",
+    [
+        {"every_n_epochs": 1, "save_on_train_epoch_end": True},
+        {"every_n_epochs": 1, "save_on_train_epoch_end": False},  # at the end of validation
+    ],
+)
+def test_resuming_at_the_end_of_an_epoch(uninterrupted, data, val_shards, tmp_path, workers, saving):
+    saver = ModelCheckpoint(tmp_path / "c", filename="{step}", save_top_k=-1, auto_insert_metric_name=False, **saving)
+    assert fit(tmp_path, data(val=str(val_shards)), callbacks=[saver]) == uninterrupted
+    assert sorted(p.stem for p in (tmp_path / "c").iterdir()) == ["12", "4", "8"]
+    for step in (4, 8):
+        rest = fit(tmp_path, data(workers, val=str(val_shards)), tmp_path / "c" / f"{step}.ckpt")
+        assert rest == uninterrupted[step:], step
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_after_validation_within_an_epoch(uninterrupted, data, val_shards, tmp_path, workers):
+    saver = ModelCheckpoint(tmp_path / "c", filename="{step}", save_top_k=-1, auto_insert_metric_name=False)
+    settings = {"val_check_interval": 2}
+    assert fit(tmp_path, data(val=str(val_shards)), callbacks=[saver], **settings) == uninterrupted
+    assert sorted(int(p.stem) for p in (tmp_path / "c").iterdir()) == [2, 4, 6, 8, 10, 12]
+    for step in (2, 4, 6, 8):
+        rest = fit(tmp_path, data(workers, val=str(val_shards)), tmp_path / "c" / f"{step}.ckpt", **settings)
+        assert rest == uninterrupted[step:], step
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_a_finished_run_with_more_epochs(uninterrupted, data, tmp_path, workers):
+    saver = ModelCheckpoint(tmp_path / "c", save_last=True)
+    assert fit(tmp_path, data(), callbacks=[saver], epochs=2) == uninterrupted[:8]
+    assert fit(tmp_path, data(workers), tmp_path / "c" / "last.ckpt") == uninterrupted[8:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("step", [1, 3, 4, 7])
+def test_resuming_after_a_crash_within_a_step(uninterrupted, data, tmp_path, workers, step):
+    """The checkpoint that is written when an exception ends the run has begun a batch that it did not finish."""
+    run, module = trainer(tmp_path, [StopIn(step)]), Tiny()
+
+    class Save(Callback):
+        def on_exception(self, trainer, *_):
+            trainer.save_checkpoint(tmp_path / "crash.ckpt")
+
+    run.callbacks.append(Save())
+    with pytest.raises(Stop):
+        run.fit(module, datamodule=data())
+    assert module.seen == uninterrupted[:step]
+    assert fit(tmp_path, data(workers), tmp_path / "crash.ckpt") == uninterrupted[step:]
+
+
+def test_resuming_twice(uninterrupted, data, tmp_path):
+    assert fit(tmp_path, data(), callbacks=[every_step(tmp_path / "a")]) == uninterrupted
+    again = [every_step(tmp_path / "b")]
+    assert fit(tmp_path, data(), tmp_path / "a" / "5.ckpt", callbacks=again) == uninterrupted[5:]
+    assert fit(tmp_path, data(2), tmp_path / "b" / "6.ckpt") == uninterrupted[6:]
+    assert fit(tmp_path, data(2), tmp_path / "b" / "9.ckpt") == uninterrupted[9:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reloading_loaders_each_epoch_changes_nothing(uninterrupted, data, tmp_path, workers):
+    assert fit(tmp_path, data(workers), reload_dataloaders_every_n_epochs=1) == uninterrupted
+
+
+def test_validation_shows_every_sample_once_in_order(data, val_shards, tmp_path):
+    for workers in (0, 2):
+        module = Tiny()
+        wanted = data(workers, val=str(val_shards), zeroshot=str(val_shards))
+        trainer(tmp_path, epochs=1).fit(module, datamodule=wanted)
+        for place in (0, 1):
+            assert [k for p, keys in module.evaluated if p == place for k in keys] == [f"v{i:03d}" for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "stage", "message"),
+    [
+        ({"train": None}, "fit", "data.train is not set"),
+        ({"val": None}, "validate", "data.val is not set"),
+        ({}, "test", "data.test is not set"),
+        ({"train": "no/such/shards"}, "fit", "no/such/shards"),
+    ],
+)
+def test_missing_data_is_said_before_any_work(data, settings, stage, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        data(**settings).setup(stage)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "data.batch_size is 0"),
+        ({"workers": -1}, "data.workers is -1"),
+        ({"cache": 16}, "data.cache 16 is smaller than the model's images"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(data, settings, message):
+    with pytest.raises(ValueError, match=message):
+        data(**settings)
+
+
+def test_a_batch_larger_than_the_data_set_is_refused(data, tmp_path):
+    with pytest.raises(ValueError, match=r"batch_size 25 is larger than the data set \(24 samples\)"):
+        fit(tmp_path, data(batch_size=25))
+
+
+def test_a_cache_changes_nothing_where_images_are_no_larger(uninterrupted, data, tmp_path):
+    assert fit(tmp_path, data(2, cache=32)) == uninterrupted
+
+
+def test_the_spec_is_needed(shards, tmp_path):
+    with pytest.raises(ValueError, match="spec is not set"):
+        fit(tmp_path, PairData(str(shards), batch_size=BATCH, workers=0))
+
+
+def test_damage_in_the_data_is_told_once(data, shards, tmp_path, caplog):
+    for path in shards.glob("*.tar"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    last = sorted(tmp_path.glob("*.tar"))[-1]
+    last.write_bytes(last.read_bytes()[:-30_000])
+    data(train=str(tmp_path)).setup("fit")
+    told = [r.getMessage() for r in caplog.records if r.name == "dualenc"]
+    assert any(m.startswith("train: 1 dropped: truncated shard") for m in told)
+
+
+def test_augmentation_is_documented_by_plain_values():
+    assert all(isinstance(v, (float, tuple)) for v in dataclasses.asdict(Augment()).values())
