@@ -81,6 +81,11 @@ class PairData(pl.LightningDataModule):
         if stage == "fit" and self.cache_side and self._cache is None:
             self._cache = ImageCache(self.sources["train"], self.cache_side)
 
+    @property
+    def batches(self) -> int:
+        """Batches of a training epoch, known after `setup`."""
+        return len(self.sources["train"]) // self.batch_size
+
     def train_dataloader(self) -> DataLoader:
         """Batches of the current epoch; a resumed run starts after the last batch it had finished."""
         assert self.trainer is not None

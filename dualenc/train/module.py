@@ -191,7 +191,7 @@ class ContrastiveModule(pl.LightningModule):
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=1e-8)
-        total = self.trainer.estimated_stepping_batches
+        total = total_steps(self.trainer)
         if not math.isfinite(total):
             raise ValueError(
                 "training has no end, so the cosine schedule has no length; set trainer.max_steps or max_epochs"
@@ -207,6 +207,18 @@ class ContrastiveModule(pl.LightningModule):
             "preprocess_cfg": folder.preprocess_of(self.model),
             "training": self.provenance(),
         }
+
+
+def total_steps(trainer: pl.Trainer) -> float:
+    """Optimizer steps of a whole fit, however much of it is done.
+
+    Lightning's `estimated_stepping_batches` would build the training loader on the spot, before a checkpoint has told
+    where it starts: a resumed epoch would begin anew.
+    """
+    batches, limit = trainer.datamodule.batches, trainer.limit_train_batches  # type: ignore[attr-defined]
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
+    return min(batches * epochs, trainer.max_steps if trainer.max_steps != -1 else math.inf)
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:

@@ -31,7 +31,7 @@ def settings(shards, val_shards, zeroshot_shards):
         config = {
             "seed_everything": 0,
             "trainer": {"max_epochs": 4, "accelerator": "cpu", "devices": 1, "default_root_dir": str(root)},
-            "model": {"embed_dim": 16, "vision": VISION["vit"], "text": TEXT, "lr": 0.01, "warmup_steps": 2},
+            "model": {"embed_dim": 16, "vision": VISION["vit"], "text": TEXT, "lr": 0.001, "warmup_steps": 2},
             "data": {
                 "train": str(shards),
                 "val": str(val_shards),
@@ -44,10 +44,7 @@ def settings(shards, val_shards, zeroshot_shards):
         }
         config["trainer"] |= {"log_every_n_steps": 1, "enable_model_summary": False}
         for name, value in changes.items():
-            if isinstance(value, dict):
-                config[name] = config.get(name, {}) | value
-            else:
-                config[name] = value
+            config[name] = config.get(name, {}) | value
         return config
 
     return make
@@ -69,7 +66,7 @@ def command(settings):
 def finished(command, tmp_path_factory):
     """The folder of a finished run."""
     root = tmp_path_factory.mktemp("finished") / "run"
-    assert command("fit", root, trainer={"max_epochs": 10}) == 0
+    assert command("fit", root, trainer={"max_epochs": 20, "check_val_every_n_epoch": 5}) == 0
     return root
 
 
