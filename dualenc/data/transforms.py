@@ -63,7 +63,8 @@ class Augment:
         ratio: width / height of the random crop, lowest and highest.
         flip: probability of a horizontal flip; 0 where captions say left and right.
         color_jitter: strength of brightness, contrast and saturation changes, each a factor within 1 ± strength.
-        color_jitter_prob: probability of colour jitter.
+        hue: strength of the hue change, as a fraction of the colour circle, within ± hue.
+        color_jitter_prob: probability of colour jitter, hue included.
         gray: probability of turning grey.
     """
 
@@ -71,6 +72,7 @@ class Augment:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.0
     color_jitter: float = 0.0
+    hue: float = 0.0
     color_jitter_prob: float = 0.8
     gray: float = 0.0
 
@@ -82,13 +84,24 @@ def training(image: Image.Image, spec: dict[str, Any], augment: Augment, rng: np
     image = image.resize((width, height), RESAMPLE[spec["interpolation"]], box=box)
     if rng.random() < augment.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if augment.color_jitter and rng.random() < augment.color_jitter_prob:
-        low, high = max(0.0, 1 - augment.color_jitter), 1 + augment.color_jitter
-        changes = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-        for change in rng.permutation(3):
-            image = changes[change](image).enhance(rng.uniform(low, high))
+    if (augment.color_jitter or augment.hue) and rng.random() < augment.color_jitter_prob:
+        image = _jitter(image, augment, rng)
     if rng.random() < augment.gray:
         image = image.convert("L").convert("RGB")
+    return image
+
+
+def _jitter(image: Image.Image, augment: Augment, rng: np.random.Generator) -> Image.Image:
+    """Brightness, contrast and saturation in random order, then hue."""
+    low, high = max(0.0, 1 - augment.color_jitter), 1 + augment.color_jitter
+    changes = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for change in rng.permutation(3):
+        image = changes[change](image).enhance(rng.uniform(low, high))
+    if augment.hue:
+        hue, saturation, value = image.convert("HSV").split()
+        shift = round(256 * rng.uniform(-augment.hue, augment.hue))
+        hue = hue.point([(h + shift) % 256 for h in range(256)])
+        image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
     return image
 
 

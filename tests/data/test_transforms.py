@@ -139,3 +139,18 @@ def test_probabilities():
     assert abs(share(gray, gray=0.3) - 0.3) < 0.07
     assert abs(share(changed, color_jitter=0.4, color_jitter_prob=0.3) - 0.3) < 0.07
     assert share(changed, color_jitter=0.0, color_jitter_prob=1.0) == 0
+    assert abs(share(changed, hue=0.3, color_jitter_prob=0.3) - 0.3) < 0.07
+
+
+def test_hue_turns_the_colour_circle_alone():
+    image = Image.new("RGB", (4, 4), (200, 40, 40))
+    augment = Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0), hue=0.25, color_jitter_prob=1.0)
+    found = set()
+    for seed in range(300):
+        done = training(image, {"size": [4, 4], "interpolation": "bicubic"}, augment, np.random.default_rng(seed))
+        red, green, blue = (int(x) for x in np.asarray(done)[0, 0])
+        assert abs(max(red, green, blue) - 200) <= 2 and abs(min(red, green, blue) - 40) <= 2
+        hue = np.asarray(done.convert("HSV"))[0, 0, 0].astype(np.int8)
+        assert abs(int(hue)) <= 65  # within a quarter of 256, either way
+        found.add(int(hue) // 16)
+    assert len(found) >= 8

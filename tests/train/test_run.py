@@ -30,7 +30,12 @@ def test_the_loss_falls_and_the_log_has_its_keys(finished):
     assert len(losses) == 40 and np.mean(losses[:2]) > 3 and np.mean(losses[-4:]) < 2.2 < math.log(12)  # chance
     ways = ("text_to_image", "image_to_text")
     assert {f"val/{way}/recall@{k}" for way in ways for k in (1, 5, 10)} <= log.keys()
-    assert {"val/mean_recall", "val/zeroshot_acc1", "val/zeroshot_mean_per_class_recall", "train/logit_scale"} <= log.keys()
+    assert {
+        "val/mean_recall",
+        "val/zeroshot_acc1",
+        "val/zeroshot_mean_per_class_recall",
+        "train/logit_scale",
+    } <= log.keys()
     assert [v for _, v in log["data/seen"]] == [24.0] * 20
     assert [v for _, v in log["data/incomplete_batch"]] == [0.0] * 20
 
@@ -78,7 +83,7 @@ def test_the_encoder_is_that_of_the_best_checkpoint(finished):
     assert encoder.provenance["steps"] == step and encoder.provenance["samples_seen"] == step * 12
     recall = read_log(finished / "log" / "metrics.csv")["val/mean_recall"]
     value = max(v for _, v in recall)
-    assert [s + 1 for s, v in recall if v == value][0] == step  # the first of equals; steps are logged from 0
+    assert next(s + 1 for s, v in recall if v == value) == step  # the first of equals; steps are logged from 0
 
 
 def test_validation_does_not_touch_the_training_log(command, finished):

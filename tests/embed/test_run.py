@@ -1,0 +1,272 @@
+"""Embedding into a store: parts, jobs, interruptions and devices change nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dualenc.cli import main
+from dualenc.data.shards import open_source, read_at
+from dualenc.embed import run
+from dualenc.embed.run import embed_source, read_embedded, write_store
+from dualenc.embed.store import open_store
+from dualenc.images import decode
+from tests.small import png, sample, write_shards, write_tar
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAIN = {"workers": 0, "accelerator": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def messy(tmp_path_factory):
+    """9 samples: two do not decode, one has no caption, one has three; labels and metadata for some."""
+    folder = tmp_path_factory.mktemp("messy")
+    members = [
+        *sample("a", "red", ["a red one", "red"], cls=2, json={"width": 30, "author": "x"}),
+        *sample("b", "blue", []),
+        ("c.png", b"no picture"),
+        ("c.txt", b"a caption"),
+        *sample("d", "green", ["one", "two", "three"], json={"width": "wide", "caption": "kept out"}),
+        ("lonely.txt", b"no image"),
+    ]
+    write_tar(folder / "1.tar", members)
+    more = [*sample("e"), ("f.png", png()), ("f.txt", b"\xff"), *sample("g"), *sample("h"), *sample("i", "black")]
+    write_tar(folder / "2.tar", more)
+    return folder
+
+
+GOOD = ["a", "b", "d", "e", "g", "h", "i"]
+
+
+@pytest.fixture(scope="module")
+def whole(encoder, messy, tmp_path_factory):
+    """The store of one job."""
+    out = tmp_path_factory.mktemp("whole") / "store"
+    write_store(encoder, open_source(messy), out, **PLAIN)
+    return out
+
+
+def same(one, other):
+    a, b = open_store(one, verify=True), open_store(other, verify=True)
+    first, second = read_embedded(one), read_embedded(other)
+    assert np.array_equal(first.images, second.images) and np.array_equal(first.texts, second.texts)
+    assert np.array_equal(first.image_row, second.image_row)
+    assert first.metadata.to_pylist() == second.metadata.to_pylist()
+    assert first.text_metadata.to_pylist() == second.text_metadata.to_pylist()
+    assert first.dropped == second.dropped
+    assert a.fingerprint == b.fingerprint and a.encoder == b.encoder
+    return True
+
+
+def test_what_is_embedded_is_what_the_encoder_gives(encoder, messy):
+    source = open_source(messy)
+    done = embed_source(encoder, source, batch_size=4, **PLAIN)
+    rows = [source.keys.index(key) for key in GOOD]
+    assert done.images.dtype == done.texts.dtype == np.float32 and done.image_row.dtype == np.int64
+    pictures = [decode(source.image_bytes(i)) for i in rows]
+    assert np.abs(done.images - encoder.embed_images(pictures)).max() < 1e-6
+    captions = [(row, caption) for row, i in enumerate(rows) for caption in source.captions(i)]
+    assert np.abs(done.texts - encoder.embed_texts([caption for _, caption in captions])).max() < 1e-6
+    assert done.image_row.tolist() == [row for row, _ in captions] == [0, 0, 2, 2, 2, 3, 4, 5, 6]
+    assert done.text_metadata.to_pylist() == [
+        {"key": GOOD[row], "caption": caption, "image_row": row} for row, caption in captions
+    ]
+    assert sum(done.dropped.values()) == 2 and done.dropped["caption is not UTF-8"] == 1
+
+
+def test_the_metadata_says_what_is_known(encoder, messy):
+    done = embed_source(encoder, open_source(messy), **PLAIN)
+    table = done.metadata.to_pylist()
+    assert [row["key"] for row in table] == GOOD
+    assert [row["caption"] for row in table[:3]] == ["a red one", None, "one"]
+    assert [row["captions"] for row in table[:3]] == [["a red one", "red"], [], ["one", "two", "three"]]
+    assert [row["label"] for row in table[:3]] == [2, None, None]
+    assert [row["width"] for row in table[:4]] == ["30", None, "wide", None]  # a number here, a text there
+    assert [row["author"] for row in table[:2]] == ["x", None]
+    assert done.metadata.schema.field("image_offset").type == pa.int64()
+    for row in table:
+        place = row["image_path"], row["image_offset"], row["image_size"]
+        assert Path(place[0]).is_absolute() and decode(read_at(*place)).size == (32, 32)
+
+
+def test_results_do_not_depend_on_batches_or_workers(encoder, messy):
+    source = open_source(messy)
+    one = embed_source(encoder, source, batch_size=1, **PLAIN)
+    for settings in ({"batch_size": 64}, {"batch_size": 3, "workers": 2}):
+        other = embed_source(encoder, source, **PLAIN | settings)
+        assert np.abs(one.images - other.images).max() < 1e-6 and np.abs(one.texts - other.texts).max() < 1e-6
+        assert one.metadata == other.metadata and one.text_metadata == other.text_metadata
+        assert one.dropped == other.dropped
+
+
+def test_a_range_of_samples(encoder, messy):
+    source = open_source(messy)
+    parts = [embed_source(encoder, source, first=a, last=b, **PLAIN) for a, b in ((0, 3), (3, 3), (3, len(source)))]
+    done = embed_source(encoder, source, **PLAIN)
+    assert [len(part.images) for part in parts] == [2, 0, 5] and parts[1].images.shape == (0, encoder.dim)
+    assert np.abs(np.concatenate([p.images for p in parts]) - done.images).max() < 1e-6
+    assert [r["key"] for p in parts for r in p.metadata.to_pylist()] == GOOD
+
+
+def test_images_without_captions(encoder, tmp_path):
+    for name in ("x", "y"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{name}.png").write_bytes(png(seed=ord(name)))
+    store = write_store(encoder, open_source(tmp_path / "in"), tmp_path / "s", **PLAIN)
+    assert (store.rows, store.text_rows) == (2, 0) and store.image_row.shape == (0,)
+    assert store.metadata().column("key").to_pylist() == ["x", "y"]
+    assert read_embedded(tmp_path / "s").texts.shape == (0, encoder.dim)
+
+
+def test_the_manifest_knows_whose_embeddings_these_are(encoder, whole, messy):
+    store = open_store(whole, verify=True)
+    assert store.fingerprint == encoder.fingerprint and store.encoder == encoder.path and store.dim == encoder.dim
+    assert store.manifest["dtype"] == "float16" and (store.rows, store.text_rows) == (7, 9)
+    dropped = store.manifest["dropped"]
+    assert dropped["missing image"] == 1 and dropped["caption is not UTF-8"] == 1 and sum(dropped.values()) == 3
+    assert store.manifest["plan"]["source"] == open_source(messy).path
+
+
+def test_float16_loses_no_more_than_its_rounding(encoder, messy, whole, tmp_path):
+    exact = write_store(encoder, open_source(messy), tmp_path / "s", dtype="float32", **PLAIN)
+    assert exact.manifest["dtype"] == "float32"
+    full, half = read_embedded(tmp_path / "s"), read_embedded(whole)
+    assert np.array_equal(full.images.astype(np.float16).astype(np.float32), half.images)
+
+
+@pytest.mark.parametrize("part_samples", [1, 2, 4])
+def test_parts_make_the_same_store(encoder, messy, whole, tmp_path, part_samples):
+    source = open_source(messy)
+    store = write_store(encoder, source, tmp_path / "s", part_samples=part_samples, **PLAIN)
+    assert len(list((tmp_path / "s" / "img_emb").iterdir())) == -(-len(source) // part_samples)
+    assert store.rows == 7 and (same if part_samples > 1 else same_within)(whole, tmp_path / "s")
+
+
+def same_within(one, other):
+    """Batches of one sample round differently in the last bit of float32, hardly ever in float16's."""
+    first, second = read_embedded(one), read_embedded(other)
+    assert np.abs(first.images - second.images).max() < 1e-3 and np.abs(first.texts - second.texts).max() < 1e-3
+    assert first.metadata.to_pylist() == second.metadata.to_pylist() and first.dropped == second.dropped
+    return np.array_equal(first.image_row, second.image_row)
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
+def test_jobs_make_the_same_store(encoder, messy, whole, tmp_path, order):
+    source = open_source(messy)
+    for number in order[:-1]:
+        assert write_store(encoder, source, tmp_path / "s", part=(number, 3), part_samples=2, **PLAIN) is None
+        assert not (tmp_path / "s" / "manifest.json").exists()
+        with pytest.raises(ValueError, match="not finished"):
+            open_store(tmp_path / "s")
+    assert write_store(encoder, source, tmp_path / "s", part=(order[-1], 3), part_samples=2, **PLAIN).rows == 7
+    assert same(whole, tmp_path / "s")
+
+
+def test_more_jobs_than_samples(encoder, tmp_path):
+    source = open_source(write_tar(tmp_path / "t.tar", sample("a") + sample("b", "blue")))
+    found = [write_store(encoder, source, tmp_path / "s", part=(i, 5), **PLAIN) for i in range(1, 6)]
+    assert found[:4] == [None] * 4 and found[4].rows == 2
+
+
+class Stop(Exception):
+    pass
+
+
+def test_an_interrupted_job_goes_on_where_it_stood(encoder, messy, whole, tmp_path, monkeypatch):
+    source, real, calls = open_source(messy), embed_source, []
+
+    def embed(*args, **settings):
+        calls.append(settings["first"])
+        if len(calls) == 3:
+            raise Stop
+        return real(*args, **settings)
+
+    monkeypatch.setattr(run, "embed_source", embed)
+    with pytest.raises(Stop):
+        write_store(encoder, source, tmp_path / "s", part_samples=2, **PLAIN)
+    write_store(encoder, source, tmp_path / "s", part_samples=2, **PLAIN)
+    assert len(calls) == 3 + 3 and calls[3] == calls[2]  # five parts: two were done, the third is made again
+    assert same(whole, tmp_path / "s")
+    write_store(encoder, source, tmp_path / "s", part_samples=2, **PLAIN)
+    assert len(calls) == 6  # a finished store is left as it is
+
+
+def test_a_store_that_was_begun_otherwise_is_refused(encoder, messy, whole):
+    with pytest.raises(ValueError, match="begun with another plan") as error:
+        write_store(encoder, open_source(messy), whole, dtype="float32", **PLAIN)
+    assert "float16" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("part", [(0, 2), (3, 2)])
+def test_parts_count_from_one(encoder, messy, tmp_path, part):
+    with pytest.raises(ValueError, match="between 1 and n"):
+        write_store(encoder, open_source(messy), tmp_path / "s", part=part, **PLAIN)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_nothing_embeddable_leaves_nothing(encoder, tmp_path, jobs):
+    source = open_source(write_shards(tmp_path / "in", 3, shards=1, broken=(0, 1, 2)))
+    for number in range(1, jobs):
+        write_store(encoder, source, tmp_path / "s", part=(number, jobs), **PLAIN)
+    with pytest.raises(ValueError, match=r"no image could be embedded .*: 3.*`dualenc data check`") as error:
+        write_store(encoder, source, tmp_path / "s", part=(jobs, jobs), **PLAIN)
+    assert not (tmp_path / "s").exists() and "\n" not in str(error.value)
+
+
+def test_reading_refuses_another_encoder(encoder, whole):
+    from dualenc.model.encoder import DualEncoder
+    from tests.small import loaded
+
+    assert len(read_embedded(whole, encoder).images) == 7
+    other = DualEncoder(loaded("vit", seed=1), path="other", device="cpu")
+    with pytest.raises(ValueError, match="made by tiny, another encoder than other"):
+        read_embedded(whole, other)
+
+
+def test_a_siglip_encoder_embeds_with_its_whole_context(messy):
+    from dualenc.model.encoder import DualEncoder
+    from tests.small import loaded
+
+    encoder = DualEncoder(loaded("siglip"), device="cpu")
+    done = embed_source(encoder, open_source(messy), **PLAIN)
+    captions = done.text_metadata.column("caption").to_pylist()
+    assert np.abs(done.texts - encoder.embed_texts(captions)).max() < 1e-6
+
+
+def embed(*words):
+    return ["embed", *map(str, words), "--workers", "0", "--accelerator", "cpu"]
+
+
+def test_the_command_writes_the_same_store(encoder_folder, messy, tmp_path, capsys):
+    common = ("--encoder", encoder_folder, "--data", messy)
+    assert main(embed(*common, "--out", tmp_path / "one")) == 0
+    assert "7 images and 9 texts" in capsys.readouterr().out
+    for part in ("2/2", "1/2"):
+        assert main(embed(*common, "--out", tmp_path / "two", "--part", part)) == 0
+    assert same(tmp_path / "one", tmp_path / "two")
+    assert open_store(tmp_path / "one").encoder == str(encoder_folder.resolve())
+
+
+def test_two_devices_write_the_same_store(encoder_folder, messy, tmp_path):
+    words = embed("--encoder", encoder_folder, "--data", messy, "--batch-size", 4)
+    assert main([*words, "--out", str(tmp_path / "one")]) == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "dualenc", *words, "--out", str(tmp_path / "two"), "--devices", "2"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("7 images and 9 texts") == 1
+    assert same_within(tmp_path / "one", tmp_path / "two")
+    assert (
+        open_store(tmp_path / "two", verify=True).manifest["dropped"]
+        == open_store(tmp_path / "one").manifest["dropped"]
+    )

@@ -1,0 +1,38 @@
+"""Callbacks by themselves; `test_run.py` has them in a run."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from dualenc.train import callbacks
+from dualenc.train.callbacks import ExactGradients, Progress, WriteEncoder
+
+
+def test_accumulation_is_refused_in_training_alone():
+    trainer = SimpleNamespace(accumulate_grad_batches=4)
+    ExactGradients().setup(trainer, None, "validate")
+    with pytest.raises(ValueError, match=r"accumulate_grad_batches is 4.*set it to 1") as error:
+        ExactGradients().setup(trainer, None, "fit")
+    assert "\n" not in str(error.value)
+    ExactGradients().setup(SimpleNamespace(accumulate_grad_batches=1), None, "fit")
+
+
+def test_samples_per_second(monkeypatch):
+    bar, now = Progress(), [100.0]
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(callbacks.TQDMProgressBar, "on_train_epoch_start", lambda *_: None)
+    monkeypatch.setattr(callbacks.TQDMProgressBar, "get_metrics", lambda *_: {"v_num": 3, "train/loss": 1.0})
+    trainer = SimpleNamespace(global_step=20, datamodule=SimpleNamespace(batch_size=256))
+    assert bar.get_metrics(trainer, None) == {"train/loss": 1.0}
+    bar.on_train_epoch_start(trainer)
+    assert bar.get_metrics(trainer, None) == {"train/loss": 1.0}  # no step yet, no rate
+    now[0], trainer.global_step = 104.0, 30
+    assert bar.get_metrics(trainer, None) == {"train/loss": 1.0, "samples/s": "640"}  # 10 steps of 256 in 4 s
+
+
+@pytest.mark.parametrize(
+    "trainer", [{"is_global_zero": False, "fast_dev_run": 0}, {"is_global_zero": True, "fast_dev_run": 1}]
+)
+def test_other_ranks_and_trials_write_nothing(trainer, tmp_path):
+    WriteEncoder(tmp_path / "e").on_fit_end(SimpleNamespace(**trainer), None)
+    assert not (tmp_path / "e").exists()
