@@ -56,7 +56,9 @@ def emoji(run: Path) -> list[list[str]]:
     for row in rows:
         row["captions"] = [row["name"]]
         if row["style"] == "noto":
-            row["captions"] += [f"{row['name']}: {', '.join(words)}" for words in (row["keywords"], row["keywords"][:3])]
+            row["captions"] += [
+                f"{row['name']}: {', '.join(words)}" for words in (row["keywords"], row["keywords"][:3])
+            ]
         del row["keywords"]
     table.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return [*_pack(run, "source", "style", train="noto", test="emojitwo"), *_fit_and_measure(run, "emoji")]

@@ -78,10 +78,14 @@ def run_info(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print_info(manifest: dict[str, Any]) -> None:
+def _print_info(manifest: dict[str, Any], prefix: str = "") -> None:
     for key, value in manifest.items():
-        if not isinstance(value, dict | list):
-            sys.stdout.write(f"  {key}: {value}\n")
+        if key in ("files", "versions"):  # for machines: --json has them
+            continue
+        if isinstance(value, dict):
+            _print_info(value, f"{prefix}{key}.")
+        elif not isinstance(value, list) and value is not None:
+            sys.stdout.write(f"  {prefix + key:24} {value}\n")
 
 
 def run_search(options: argparse.Namespace) -> int:

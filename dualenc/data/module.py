@@ -89,7 +89,7 @@ class PairData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Batches of the current epoch; a resumed run starts after the last batch it had finished."""
         assert self.trainer is not None
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
         done = progress.current.processed  # a crash may have begun one more
         over = progress.is_last_batch and 0 < done == progress.current.ready  # written with an epoch's last batch
         epoch = self.trainer.current_epoch + int(over)

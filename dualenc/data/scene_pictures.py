@@ -7,6 +7,7 @@ import math
 from random import Random
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from dualenc.data.scene_words import ACROSS, Scene
@@ -28,6 +29,7 @@ RGB = {
 }
 SHADE = 16  # the most by which a colour's channel varies
 PAPER = (205, 250)  # a background's channels
+LIGHT = 80  # by how much red light grows from left to right, and blue light from top to bottom
 
 
 def _regular(points: int, inner: float | None = None) -> list[tuple[float, float]]:
@@ -105,7 +107,16 @@ def draw(scene: Scene, places: list[Place], size: int, rng: Random) -> Image.Ima
         pen.ellipse((x - r, y - r, x + r, y + r), fill=ink)
         if thing.shape == "ring":
             pen.ellipse((x - HOLE * r, y - HOLE * r, x + HOLE * r, y + HOLE * r), fill=paper)
-    return picture.reduce(SUPERSAMPLE)
+    return _lit(picture.reduce(SUPERSAMPLE))
+
+
+def _lit(picture: Image.Image) -> Image.Image:
+    """The picture in coloured light from one side: as in a photo, where a thing stands shows in the thing itself."""
+    size = picture.width
+    ramp = (np.arange(size) / size - 0.5) * LIGHT
+    light = np.zeros((size, size, 3))
+    light[..., 0], light[..., 2] = ramp[None, :], ramp[:, None]
+    return Image.fromarray((np.asarray(picture) + light).clip(0, 255).astype(np.uint8))
 
 
 def picture_bytes(scene: Scene, size: int, seed: str) -> tuple[bytes, list[Place]]:

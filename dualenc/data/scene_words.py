@@ -105,6 +105,22 @@ def draw_scene(rng: Random, three: float, colour: str | None = None, shape: str 
     return scene if rng.random() < 0.5 else scene.otherwise
 
 
+def draw_families(rng: Random, count: int) -> list[Scene]:
+    """Pairs of things that differ in colour and shape, for scenes that differ in nothing but who stands where."""
+    drawn = (draw_scene(rng, 0.0) for _ in iter(int, 1))  # for ever
+    return list(itertools.islice((scene for scene in drawn if scene.swappable), count))
+
+
+def draw_of_family(rng: Random, family: Scene, three: float) -> Scene:
+    """A scene of a family's pair, or of the same pair with its colours exchanged, in any relation."""
+    scene = family.swapped_attribute if rng.random() < 0.5 else family
+    scene = scene._replace(relation=rng.choice(tuple(OPPOSITE)))
+    third = draw_thing(rng)
+    if rng.random() < three and third not in scene.things:
+        scene = scene._replace(things=(*scene.things, third), both=rng.choice(ACROSS[scene.meaning.relation]))
+    return scene
+
+
 def templates(noun: str, count: int = TEMPLATES_PER_CLASS) -> list[str]:
     """Caption contexts with `{c}` in the place of every thing's colour or shape (`noun`): a zero-shot ensemble."""
     rng = Random(f"templates of {noun}")

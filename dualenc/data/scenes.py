@@ -14,12 +14,26 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from dualenc.data.scene_pictures import Place, picture_bytes
-from dualenc.data.scene_words import COLOURS, SHAPES, SIZES, Scene, draw_scene, templates, true_of
+from dualenc.data.scene_words import (
+    COLOURS,
+    SHAPES,
+    SIZES,
+    Scene,
+    draw_families,
+    draw_of_family,
+    draw_scene,
+    templates,
+    true_of,
+)
 from dualenc.data.write import SHARD_SAMPLES, encode_sample, shards
 from dualenc.files import whole_folder
 
 TRAIN, VAL, TEST, ZEROSHOT = 12_000, 500, 1_000, 500
 THREE = 0.3  # share of scenes with three things
+# What lets a small encoder learn in minutes who stands where: every training batch has scenes that differ in nothing
+# else, and captions that mostly begin with the left or the upper thing (if both ways were as frequent, word order and
+# relation would each tell nothing alone, and gradient descent would have nothing to start from).
+FAMILIES, FAMILY_SHARE, LEADING_SHARE = 200, 0.75, 0.8
 CLASSES = {"colour": tuple(COLOURS), "shape": tuple(SHAPES)}
 OBJECTS = len(SIZES) * len(COLOURS) * len(SHAPES)
 PAIRS = 2 * OBJECTS * (OBJECTS - 1)  # meanings of two things
@@ -85,10 +99,19 @@ def draw_splits(train: int, val: int, test: int, zeroshot: int, seed: int, three
             drawn = _unused(f"{noun}-{name}", scenes, count, taken, held_out=False)
             splits[noun] += [sample._replace(label=label) for sample in drawn]
     held_out = frozenset(taken)
-    rng = Random(f"training scenes of {seed}")
-    scenes = (scene for scene in iter(lambda: draw_scene(rng, three), None) if scene.meaning not in held_out)
+    scenes = (scene for scene in training_scenes(seed, three) if scene.meaning not in held_out)
     splits["train"] = [Drawn(f"train-{i:06d}", scene, False) for i, scene in enumerate(islice(scenes, train))]
     return splits
+
+
+def training_scenes(seed: int, three: float) -> Iterator[Scene]:
+    """Scenes without end: mostly of FAMILIES pairs of things, and mostly told from the left or the upper thing."""
+    rng = Random(f"training scenes of {seed}")
+    families = draw_families(rng, FAMILIES)
+    while True:
+        known = rng.random() < FAMILY_SHARE
+        scene = draw_of_family(rng, rng.choice(families), three) if known else draw_scene(rng, three)
+        yield scene.meaning if rng.random() < LEADING_SHARE else scene.meaning.otherwise
 
 
 def _unused(name: str, scenes: Iterator[Scene], count: int, taken: set[Scene], held_out: bool) -> list[Drawn]:

@@ -30,10 +30,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{folder} is not an index: its {NAME} is another program's or a store's")
     if manifest.get("version") != VERSION:
-        raise ValueError(
-            f"{folder}: index version {manifest.get('version')}, this dualenc reads {VERSION}; update dualenc"
-        )
-    if manifest.pop("checksum", None) != _checksum(manifest) or not all(key in manifest for key in _NEEDED):
+        theirs = manifest.get("version")
+        raise ValueError(f"{path}: index version {theirs}, this dualenc reads {VERSION}; update dualenc")
+    try:
+        whole = manifest.pop("checksum", None) == _checksum(manifest)
+    except ValueError:  # a number that is none
+        whole = False
+    if not whole or not all(key in manifest for key in _NEEDED):
         raise ValueError(f"{path} is damaged (its checksum does not fit); restore it or build the index again")
     return manifest
 

@@ -153,6 +153,12 @@ def test_an_index_without_metadata_knows_ids(tmp_path, data):
     assert set(index.search(data.images[:1], 100, where="id between 3 and 5")[0][0].tolist()) == {3, 4, 5, -1}
 
 
+def test_metadata_of_dicts_that_differ(tmp_path, data):
+    index = Index.build(data.images[:3], tmp_path / "i", metadata=[{"a": 1}, {}, {"b": "x"}], recipe="flat")
+    expected = [{"a": 1, "b": None}, {"a": None, "b": None}, {"a": None, "b": "x"}]
+    assert index.rows([0, 1, 2]).to_pylist() == expected
+
+
 def test_metadata_may_have_an_id_column_of_its_own(tmp_path, data):
     index = Index.build(data.images[:3], tmp_path / "i", [7, 8, 9], [{"ID": name} for name in "abc"], "flat")
     assert index.rows([9]).to_pydict() == {"ID": ["c"]}

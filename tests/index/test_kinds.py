@@ -77,6 +77,26 @@ def test_through_a_filter(kinds, data, name, share):
         assert np.abs(scores[:, :live] - expected[:, :live]).max() < 1e-6
 
 
+@pytest.mark.parametrize(("name", "setting"), [("hnsw", 5), ("ivf", 4)])
+def test_a_filter_that_leaves_half_costs_no_recall(kinds, data, name, setting):
+    kind, ids = kinds[0][name], kinds[1]
+    half = np.random.default_rng(2).random(2000) < 0.5
+    recalls = []
+    for mask in (np.ones(2000, bool), half):
+        found, _ = kind.search(data.texts, 5, setting, ids, None if mask.all() else mask)
+        best, _ = oracle(data.texts, data.images, ids, mask, 5)
+        recalls.append(np.mean([len(set(a) & set(b)) / 5 for a, b in zip(found, best, strict=True)]))
+    assert 0.3 < recalls[0] < 0.95
+    assert recalls[1] >= recalls[0] - 0.02
+
+
+def test_lists_with_few_rows_each_are_trained_in_silence(data, capfd):
+    build = load_recipe({"build": {"kind": "ivf", "nlist": 100}}, 300)["build"]
+    kind = _fill(build, Array(data.images[:300]), np.arange(300))
+    assert kind.index.nlist == 100
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("name", list(KINDS))
 def test_ids_up_to_the_last_int64_pass_a_filter(data, name):
     ids = np.iinfo(np.int64).max - np.arange(200) * 10**15
