@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = [a for a in arguments if a != "--debug"]
     logging.basicConfig(format="%(message)s", level=logging.INFO if debug else logging.WARNING)
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # loader workers' too; our own messages go through logging
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait sleep: on a shared machine spinning costs a third
     try:
         return _run(arguments)
     except KeyboardInterrupt:

@@ -20,7 +20,8 @@ from dualenc.images import BadImage, decode
 class Pairs(torch.utils.data.Dataset):
     """Samples by (position, epoch). A sample that cannot be used keeps its row, with its reason.
 
-    Training (`augment` given): one caption, drawn by (seed, epoch, key); a sample without captions is unusable.
+    Training (`augment` given): `captions` of its captions, drawn by (seed, epoch, key), all different where there are as
+    many; a sample without any is unusable.
     Otherwise: all captions, and open_clip's evaluation preprocessing.
     """
 
@@ -31,8 +32,10 @@ class Pairs(torch.utils.data.Dataset):
         augment: Augment | None = None,
         seed: int = 0,
         cache: ImageCache | None = None,
+        captions: int = 1,
     ):
         self.source, self.spec, self.augment, self.seed, self.cache = source, spec, augment, seed, cache
+        self.captions = captions
 
     def __len__(self) -> int:
         return len(self.source)
@@ -52,7 +55,7 @@ class Pairs(torch.utils.data.Dataset):
                 if not captions:
                     raise BadSample("missing caption")
                 rng = sample_rng(self.seed, epoch, key)
-                captions = [captions[rng.integers(len(captions))]]
+                captions = [captions[i] for i in np.resize(rng.permutation(len(captions)), self.captions)]
                 image = training(self._image(position), self.spec["image"], self.augment, rng)
         except (BadSample, BadImage) as error:
             return self._unusable(position, key, str(error))
@@ -87,6 +90,7 @@ class Collate:
     """A list of samples to a batch: `image` uint8 (B, 3, H, W), `text` int64 (B, L) of first captions, `key`, `valid` (B,),
     `label` int64 (B,) where all have one, `position` int64 (B,) in the source, `reason` why a row is not valid.
 
+    Several captions a training sample: also `texts` int64 (B, K, L), of which the first is `text`.
     all_captions: also `all_text` int64 (T, L) with `text_row` int64 (T,), the row of the batch that each belongs to.
     """
 
@@ -106,8 +110,13 @@ class Collate:
         }
         if all(s["label"] is not None for s in samples if s["reason"] is None):
             batch["label"] = torch.tensor([-1 if s["label"] is None else s["label"] for s in samples])
-        if self.all_captions:
+        several = max(len(s["captions"]) for s in samples)
+        if several > 1 and not self.all_captions:
             before = self.tokenizer.truncated  # the first captions are among them: count no caption twice
+            tokens = self.tokenizer([c for s in samples for c in s["captions"] or [""] * several])
+            batch["texts"] = torch.from_numpy(tokens).view(len(samples), several, -1)
+        if self.all_captions:
+            before = self.tokenizer.truncated
             owned = [(caption, row) for row, s in enumerate(samples) for caption in s["captions"]]
             batch["all_text"] = torch.from_numpy(self.tokenizer([caption for caption, _ in owned]))
             batch["text_row"] = torch.tensor([row for _, row in owned], dtype=torch.int64)

@@ -32,6 +32,7 @@ class PairData(pl.LightningDataModule):
         workers: loader processes per rank.
         seed: fixes, with the epoch, the order of samples and every random draw.
         cache: keep all training images in memory, decoded once, their shorter side at most this many pixels; null decodes anew.
+        captions: captions of each image in a training batch, drawn anew each epoch; all are its positives.
         augment: training augmentation.
         spec: size, normalisation and vocabulary; filled in from the model.
     """
@@ -46,11 +47,12 @@ class PairData(pl.LightningDataModule):
         workers: int = 2,
         seed: int = 0,
         cache: int | None = None,
+        captions: int = 1,
         augment: Augment = Augment(),  # noqa: B008  (never changed; the default is the command line's documentation)
         spec: dict[str, Any] | None = None,
     ):
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("captions", captions, 1)):
             if value < least:
                 raise ValueError(f"data.{name} is {value}, so nothing could be read; use {least} or more")
         if cache is not None and spec is not None and cache < max(spec["image"]["size"]):
@@ -60,7 +62,7 @@ class PairData(pl.LightningDataModule):
             )
         self.paths = {"train": train, "val": val, "test": test, "zeroshot": zeroshot}
         self.batch_size, self.workers, self.seed, self.cache_side = batch_size, workers, seed, cache
-        self.augment, self.spec = augment, spec
+        self.augment, self.captions, self.spec = augment, captions, spec
         self.sources: dict[str, Source] = {}
         self._cache: ImageCache | None = None
 
@@ -93,7 +95,7 @@ class PairData(pl.LightningDataModule):
         done = progress.current.processed  # a crash may have begun one more
         over = progress.is_last_batch and 0 < done == progress.current.ready  # written with an epoch's last batch
         epoch = self.trainer.current_epoch + int(over)
-        pairs = Pairs(self.sources["train"], self._spec(), self.augment, self.seed, self._cache)
+        pairs = Pairs(self.sources["train"], self._spec(), self.augment, self.seed, self._cache, self.captions)
         return self._loader(pairs, shuffle=True, epoch=epoch, start=0 if over else done)
 
     def val_dataloader(self) -> list[DataLoader]:

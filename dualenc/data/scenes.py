@@ -29,11 +29,11 @@ from dualenc.data.write import SHARD_SAMPLES, encode_sample, shards
 from dualenc.files import whole_folder
 
 TRAIN, VAL, TEST, ZEROSHOT = 12_000, 500, 1_000, 500
-THREE = 0.3  # share of scenes with three things
+THREE = 0.2  # share of scenes with three things
 # What lets a small encoder learn in minutes who stands where: every training batch has scenes that differ in nothing
 # else, and captions that mostly begin with the left or the upper thing (if both ways were as frequent, word order and
 # relation would each tell nothing alone, and gradient descent would have nothing to start from).
-FAMILIES, FAMILY_SHARE, LEADING_SHARE = 200, 0.75, 0.8
+FAMILIES, FAMILY_SHARE, LEADING_SHARE = 100, 0.8, 0.8
 CLASSES = {"colour": tuple(COLOURS), "shape": tuple(SHAPES)}
 OBJECTS = len(SIZES) * len(COLOURS) * len(SHAPES)
 PAIRS = 2 * OBJECTS * (OBJECTS - 1)  # meanings of two things

@@ -37,8 +37,13 @@ class StoreWriter:
         self.folder, self.plan = Path(folder), _checked_plan(plan)
         self._markers = self.folder / ".parts"
         manifest = self.folder / "manifest.json"
-        if not manifest.exists() and not self._markers.exists():
+        try:
             refuse_existing(self.folder)
+        except (
+            FileExistsError
+        ):  # a store's first file is .parts, its last the manifest: asked in this order, one is seen
+            if not self._markers.exists() and not manifest.exists():
+                raise
         try:
             if not manifest.exists():
                 self._markers.mkdir(parents=True, exist_ok=True)

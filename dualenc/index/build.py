@@ -15,7 +15,7 @@ from dualenc.index.generation import write_generation
 from dualenc.index.kinds import KINDS, Kind
 from dualenc.index.manifest import FORMAT, VERSION
 from dualenc.index.recipe import load_recipe
-from dualenc.index.tune import measure_latency, pick_queries, tune
+from dualenc.index.tune import K, Queries, measure_latency, pick_queries, tune
 from dualenc.index.vectors import Rows, as_ids, as_rows, is_store, unit_blocks, unit_rows
 
 
@@ -41,47 +41,37 @@ def build(
     most_bytes, most_seconds = parse_bytes(memory), parse_seconds(latency)
     rows = as_rows(source, side)
     if not len(rows):
-        raise ValueError(f"there are no {side if is_store(source) else 'vectors'} rows to index")
+        raise ValueError(
+            f"{f'the store has no {side}s' if is_store(source) else 'vectors has no rows'}: nothing to index"
+        )
     ids = np.arange(len(rows), dtype=np.int64) if ids is None else as_ids(ids, len(rows))
     table = as_table(store_metadata(source, side) if metadata is None else metadata, len(rows))
     fingerprint, name = whose(source, encoder)
     if is_store(queries):
         refuse_foreign(fingerprint, queries.fingerprint, "the query store")
     resolved = load_recipe(recipe, len(rows))
-    kind_name = resolved["build"]["kind"]
-    check_memory(
-        len(rows) * 4 * rows.dim, most_bytes, kind_name, len(rows), rows.dim
-    )  # before the work, if it can be told
+    shape = (resolved["build"]["kind"], len(rows), rows.dim)
+    check_memory(len(rows) * 4 * rows.dim, most_bytes, *shape)  # before the work, where it can be told
     asked = pick_queries(source, rows, side, queries)
     kind = _fill(resolved["build"], rows, ids)
-    knob = KINDS[kind_name].knob
-    setting, measured = None, {"k": 10, "target": recall, "value": 1.0, "queries": "none: every row is compared"}
-    if knob:
-        setting, measured = tune(kind, ids, rows, asked, knob, resolved["search"][knob], recall)
-    kind.keep_setting(setting)
-    times = measure_latency(kind, ids, asked.rows, setting)
-    check_latency(times["single_ms"] / 1e3, most_seconds, kind_name, f" at {knob} {setting}" if knob else "")
+    measured = _measure(kind, ids, rows, asked, resolved["search"], recall, most_seconds)
     head = {
         "format": FORMAT,
         "version": VERSION,
         "generation": 1,
         "recipe": resolved,
-        "search": {knob: setting} if knob else {},
         "metric": "cosine",
-        "results": "approximate" if knob else "exact",
         "scores": "exact",
         "side": side,
         "dim": rows.dim,
         "next_id": int(ids.max()) + 1,
         "fingerprint": fingerprint,
         "encoder": name,
-        "ann_recall": measured,
-        "latency": times,
+        **measured,
     }
     with whole_folder(out) as folder:
         write_generation(folder, head, kind, ids, table)
-        size = (folder / "index.000001.faiss").stat().st_size
-        check_memory(size, most_bytes, kind_name, len(rows), rows.dim)
+        check_memory(sum(path.stat().st_size for path in folder.glob("*.faiss")), most_bytes, *shape)
 
 
 def store_metadata(source: Any, side: str) -> Any:
@@ -117,6 +107,24 @@ def refuse_foreign(ours: str | None, theirs: str | None, name: str) -> None:
             f"{name} has fingerprint {theirs[:12]}…, the vectors are from {ours[:12]}…; "
             "use the encoder that embedded them, or embed and build again with this one"
         )
+
+
+def _measure(
+    kind: Kind, ids: np.ndarray, rows: Rows, asked: Queries, search: dict, recall: float, most_seconds: float | None
+) -> dict[str, Any]:
+    """Choose the setting, store it in the FAISS index; what the manifest says of it, of recall and of time."""
+    setting, record = None, {"k": K, "target": recall, "value": 1.0, "queries": "none: every row is compared"}
+    if kind.knob:
+        setting, record = tune(kind, ids, rows, asked, kind.knob, search[kind.knob], recall)
+    kind.keep_setting(setting)
+    times = measure_latency(kind, ids, asked.rows, setting)
+    check_latency(times["single_ms"] / 1e3, most_seconds, kind.name, f" at {kind.knob} {setting}" if kind.knob else "")
+    return {
+        "search": {kind.knob: setting} if kind.knob else {},
+        "results": "approximate" if kind.knob else "exact",
+        "ann_recall": record,
+        "latency": times,
+    }
 
 
 def _fill(build: dict[str, Any], rows: Rows, ids: np.ndarray) -> Kind:

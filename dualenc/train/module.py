@@ -123,9 +123,9 @@ class ContrastiveModule(pl.LightningModule):
         return {"settings": plain, "steps": int(self.global_step), "samples_seen": int(seen)}
 
     def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
-        image, text, valid = gather_rows(
-            image_features(self.model, batch["image"]), text_features(self.model, batch["text"]), batch["valid"]
-        )
+        tokens = batch.get("texts", batch["text"].unsqueeze(1))  # (B, K, L)
+        texts = text_features(self.model, tokens.flatten(0, 1)).view(len(tokens), -1)  # (B, K·D)
+        image, text, valid = gather_rows(image_features(self.model, batch["image"]), texts, batch["valid"])
         self.counts.add(batch)
         loss = self._loss(image, text) if valid.all() else self._loss(image[valid], text[valid])
         if not torch.isfinite(loss):
@@ -138,6 +138,7 @@ class ContrastiveModule(pl.LightningModule):
         return loss
 
     def _loss(self, image: Tensor, text: Tensor) -> Tensor:
+        """image (B, D), text (B, K·D): the mean over K captions of the loss of that caption with the image."""
         if not len(image):
             raise ValueError(
                 "no sample of a whole batch could be used; `dualenc data check` says what is wrong with the data"
@@ -145,10 +146,13 @@ class ContrastiveModule(pl.LightningModule):
         with torch.autocast(image.device.type, enabled=False):  # logits in half precision cost 1 % of the gradient
             if image.dtype in (torch.float16, torch.bfloat16):
                 image, text = image.float(), text.float()
-            scale = self.model.logit_scale.exp()  # type: ignore[operator]
-            if self.loss == "sigmoid":
-                return sigmoid_loss(image, text, scale, self.model.logit_bias)  # type: ignore[arg-type]
-            return contrastive_loss(image, text, scale)
+            return torch.stack([self._pair_loss(image, one) for one in text.split(image.shape[1], dim=1)]).mean()
+
+    def _pair_loss(self, image: Tensor, text: Tensor) -> Tensor:
+        scale = self.model.logit_scale.exp()  # type: ignore[operator]
+        if self.loss == "sigmoid":
+            return sigmoid_loss(image, text, scale, self.model.logit_bias)  # type: ignore[arg-type]
+        return contrastive_loss(image, text, scale)
 
     def optimizer_step(self, *args: Any, **settings: Any) -> None:
         super().optimizer_step(*args, **settings)  # checkpoints are written before on_train_batch_end: clamp here

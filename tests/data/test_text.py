@@ -36,6 +36,7 @@ def both(request):
 @example(caption="<start_of_text> a <end_of_text>")
 @example(caption="&lt;start_of_text&gt;")
 @example(caption="\u0345")
+@example(caption="a\x00b\x1bc\x7fd")
 @settings(max_examples=120)
 def test_ids_equal_open_clips(both, caption):
     ours, theirs = both

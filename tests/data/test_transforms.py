@@ -58,6 +58,7 @@ def test_draws_depend_on_seed_epoch_and_key_alone():
     assert one.shape == (3, 16, 12) and np.array_equal(one, pixels(1, 2, "k"))
     for other in ((2, 2, "k"), (1, 3, "k"), (1, 2, "l"), (12, 2, "k"), (1, 22, "k")):
         assert not np.array_equal(one, pixels(*other)), other
+    assert not np.array_equal(pixels(1, 12, "k"), pixels(11, 2, "k"))  # nor on their digits in a row
     sample_rng(0, 0, "\udcff")  # a key that is not UTF-8
 
 
@@ -96,6 +97,7 @@ def quantiles(boxes):
     [
         ((80, 60), (0.08, 1.0), (3 / 4, 4 / 3)),
         ((60, 80), (0.5, 1.0), (0.5, 2.0)),
+        ((100, 100), (0.02, 0.05), (0.1, 10.0)),  # as many wide crops as narrow ones: the logarithm is uniform
         ((200, 30), (0.9, 1.0), (3 / 4, 4 / 3)),  # no try fits: the centred crop
         ((30, 200), (0.9, 1.0), (3 / 4, 4 / 3)),
     ],

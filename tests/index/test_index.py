@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import faiss
@@ -177,7 +179,7 @@ def test_other_float_types(tmp_path, data, kind, dtype):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"vectors_or_store": np.zeros((0, 32), "f4")}, "no vectors rows to index"),
+        ({"vectors_or_store": np.zeros((0, 32), "f4")}, "vectors has no rows: nothing to index"),
         ({"vectors_or_store": np.ones((5, 32), "f4")}, r"row \d has length 5.657"),
         ({"vectors_or_store": "runs/store"}, "open_store"),
         ({"ids": [1, 2]}, "2 ids for 100 vectors"),
@@ -302,3 +304,20 @@ def test_threads_are_left_as_they_were(tmp_path, data):
         assert faiss.omp_get_max_threads() == index.manifest["latency"]["threads"] == before + 1
     finally:
         faiss.omp_set_num_threads(before)
+
+
+def test_it_loads_neither_torch_nor_duckdb_unasked(tmp_path):
+    code = """
+import sys, numpy as np
+from dualenc import Index
+from dualenc.index import info
+index = Index.build(np.eye(4, dtype="f4"), sys.argv[1], metadata=[{"a": 1}] * 4)
+index.search(np.eye(4, dtype="f4"), 1)
+heavy = ("torch", "open_clip", "pytorch_lightning", "duckdb", "pandas")
+loaded = [name for name in heavy if name in sys.modules]
+index.search(np.eye(4, dtype="f4"), 1, where="a = 1")
+print(loaded, "duckdb" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "i"], capture_output=True, text=True, check=True)
+    assert done.stdout == "[] True\n"
+    assert done.stderr == ""

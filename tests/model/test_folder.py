@@ -96,6 +96,25 @@ def test_the_fingerprint_changes_with_preprocessing_and_tokenizer():
     assert len(seen) == 1 + len(changes) + 3
 
 
+def test_the_fingerprint_covers_names_types_and_shapes(monkeypatch):
+    """Of tensors whose bytes are all equal."""
+    monkeypatch.setattr(folder, "tokenizer_of", lambda _: {})
+    seen = set()
+    for name, tensor in (
+        ("a", torch.zeros(2, 3)),
+        ("b", torch.zeros(2, 3)),
+        ("a", torch.zeros(3, 2)),
+        ("a", torch.zeros(2, 3, dtype=torch.int32)),
+        ("a", torch.zeros(2, 6, dtype=torch.float16)),
+    ):
+        module = torch.nn.Module()
+        module.register_buffer(name, tensor)
+        module.visual = torch.nn.Module()
+        module.visual.preprocess_cfg = {"size": 3, "mean": (0.5,), "std": (0.5,)}
+        seen.add(folder.fingerprint(module, None))
+    assert len(seen) == 5
+
+
 def test_the_fingerprint_does_not_depend_on_memory_or_the_order_of_tensors():
     original = loaded("resnet")
     before = marks(original)
