@@ -96,12 +96,12 @@ def sha256(path: str | Path) -> str:
         return digest.hexdigest()
 
 
-def shipped(kind: str, name: str) -> Path:
-    """The path of a config or recipe: `name` itself where such a path exists, else the one that ships with dualenc.
+def shipped(kind: str, name: str, local: bool = True) -> Path:
+    """The path of a config or recipe: `name` itself where such a file exists, else the one that ships with dualenc.
 
-    kind: "configs" or "index". FileNotFoundError lists the names that ship.
+    kind: "configs" or "index". local=False: only what ships. FileNotFoundError lists the names that ship.
     """
-    if Path(name).exists():
+    if local and Path(name).is_file():
         return Path(name)
     package = Path(__file__).parent
     homes = [package / "_shipped" / kind, package.parent / kind]  # in a wheel, in a checkout

@@ -3,9 +3,9 @@
 import subprocess
 import sys
 
-import torch
-
 import dualenc.torchvision_ops as ops
+
+import torch
 
 SCRIPT = """
 import sys

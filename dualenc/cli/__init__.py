@@ -6,8 +6,10 @@ import argparse
 import errno
 import logging
 import os
+import re
 import sys
 
+FULL = re.compile(r"No space left|File too large|os error 2[78]|requested and \d+ written|failed writing file")
 LIGHTNING = {
     "fit": "train an encoder: dualenc fit --config scenes",
     "validate": "score a checkpoint on data.val: dualenc validate --config scenes --ckpt_path last",
@@ -22,7 +24,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = [a for a in arguments if a != "--debug"]
     logging.basicConfig(format="%(message)s", level=logging.INFO if debug else logging.WARNING)
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # loader workers' too; our own messages go through logging
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait sleep: on a shared machine spinning costs a third
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # threads that wait sleep: on a shared machine spinning costs a third
     try:
         return _run(arguments)
     except KeyboardInterrupt:
@@ -105,5 +109,8 @@ def explain(error: BaseException) -> str:
         }
         return f"{place}{error.strerror}: {cures.get(error.errno, 'the operating system refused')}"
     text = " ".join(str(error).split()) or "no message"
-    expected = isinstance(error, ValueError | OSError | RuntimeError | ImportError)
+    if FULL.search(text):  # numpy, torch and safetensors each have words of their own for it
+        return f"{text}: the output could not be written; free some space or write elsewhere"
+    known = isinstance(error, ValueError | OSError | RuntimeError | ImportError)
+    expected = known or type(error).__name__ == "MisconfigurationException"  # Lightning's, for settings that clash
     return text if expected else f"{type(error).__name__}: {text} (run with --debug and report it)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -32,28 +33,33 @@ def group(commands: Any, name: str, text: str) -> Any:
     return parser.add_subparsers(title="commands", metavar="COMMAND")
 
 
-def compute_options(parser: argparse.ArgumentParser) -> None:
-    """Options of every command that runs an encoder over a source."""
+def compute_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Options of every command that runs an encoder over a source. several: also on several devices."""
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (default 64)")
     parser.add_argument("--workers", type=int, default=2, help="loader processes (default 2)")
     parser.add_argument("--accelerator", default="auto", help="auto, cpu, gpu, … (Lightning's; default auto)")
-    parser.add_argument("--devices", default="1", help="how many, or auto (default 1)")
+    if several:
+        parser.add_argument("--devices", default="1", help="how many, or auto (default 1)")
 
 
 def compute(options: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `compute_options` for `dualenc.embed.run`."""
-    names = ("batch_size", "workers", "accelerator", "devices")
-    return {name: getattr(options, name) for name in names} | {"devices": _devices(options.devices)}
-
-
-def _devices(text: str) -> int | str:
-    return int(text) if text.lstrip("-").isdigit() else text
+    chosen = {name: getattr(options, name) for name in ("batch_size", "workers", "accelerator")}
+    devices = getattr(options, "devices", "1")
+    return chosen | {"devices": int(devices) if devices.isdigit() else devices}
 
 
 def print_json(value: Any) -> None:
-    """Standard JSON to stdout."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False, default=str)
-    sys.stdout.write("\n")
+    """Standard JSON to stdout, whole or not at all; numbers that JSON has no place for become null."""
+    sys.stdout.write(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def is_store(path: str) -> bool:

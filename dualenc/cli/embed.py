@@ -29,7 +29,7 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--dtype", choices=("float16", "float32"), default="float16", help="of the stored embeddings (default float16)"
     )
-    compute_options(parser)
+    compute_options(parser, several=True)
 
 
 def _part(text: str) -> tuple[int, int]:

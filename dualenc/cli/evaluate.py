@@ -9,6 +9,7 @@ from typing import Any
 
 from dualenc.cli.common import command, compute, compute_options, group, is_store, print_json
 
+BLOCK = 64  # images that `classify` holds at a time
 ENCODER = "encoder folder, .ckpt, open_clip NAME:TAG, or hf-hub:org/repo"
 CLASSES = "class names: a,b,c, a .txt or .json file, or imagenet"
 TEMPLATES = "prompt templates: imagenet, simple, plain, a .txt file, or one such as 'a photo of a {}.'"
@@ -103,6 +104,10 @@ def run_composition(options: argparse.Namespace) -> int:
 
 
 def _embedded(options: argparse.Namespace, data: str, encoder: Any = None) -> tuple[Any, Any]:
+    if options.curve and not Path(options.curve).is_file():
+        raise FileNotFoundError(
+            f"{options.curve}: no such file, so there is no training curve; check or leave out --curve"
+        )
     from dualenc.data.shards import open_source
     from dualenc.embed.run import embed_source, read_embedded
     from dualenc.model.encoder import DualEncoder
@@ -140,11 +145,7 @@ def _finish(options: argparse.Namespace, encoder: Any, parts: list[Any], title: 
     report = {key: value for values, _ in parts for key, value in values.items()}
     if options.out:
         beside = Path(encoder.path).parent / "log" / "metrics.csv"
-        curve = options.curve or (beside if beside.is_file() else None)
-        if options.curve and not Path(options.curve).is_file():
-            raise FileNotFoundError(
-                f"{options.curve}: no such file, so there is no training curve; check --curve or leave it out"
-            )
+        curve = options.curve or (beside if Path(encoder.path).exists() and beside.is_file() else None)
         provenance = {
             "command": " ".join(["dualenc", *sys.argv[1:]]),
             "encoder": encoder.path,
@@ -177,9 +178,10 @@ def _print_table(table: Any) -> None:
 
 
 def run_classify(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
     from dualenc.data.shards import FOLDER_EXTENSIONS
     from dualenc.evaluate.zeroshot import class_scores, classifier
-    from dualenc.images import BadImage
     from dualenc.model.encoder import DualEncoder
     from dualenc.model.names import class_names, templates
 
@@ -200,18 +202,16 @@ def run_classify(options: argparse.Namespace) -> int:
         )
     encoder = DualEncoder.load(options.encoder)
     weights = classifier(encoder, names, prompts)
-    rows, bad = [], 0
-    for path in files:
-        try:
-            scores = class_scores(encoder.embed_images([path]), weights)[0]
-        except (BadImage, OSError) as error:
-            sys.stderr.write(f"dualenc: {path} left out: {error}\n")
-            bad += 1
-            continue
-        rows.append(
-            {"path": str(path), "label": names[int(scores.argmax())], "score": float(scores.max())}
-            | {"scores": dict(zip(names, map(float, scores), strict=True))}
-        )
+    rows: list[dict[str, Any]] = []
+    bar = tqdm(total=len(files), desc="classifying", unit="img", disable=None)
+    for start in range(0, len(files), BLOCK):
+        pictures = {path: picture for path in files[start : start + BLOCK] if (picture := _picture(path)) is not None}
+        scores: Any = class_scores(encoder.embed_images(list(pictures.values())), weights) if pictures else []
+        for path, row in zip(pictures, scores, strict=True):
+            best = {"path": str(path), "label": names[int(row.argmax())], "score": float(row.max())}
+            rows.append(best | {"scores": dict(zip(names, map(float, row), strict=True))})
+        bar.update(min(BLOCK, len(files) - start))
+    bar.close()
     if options.out:
         _write_labels(options.out, rows, names)
     if options.json:
@@ -219,7 +219,18 @@ def run_classify(options: argparse.Namespace) -> int:
     else:
         for row in rows:
             sys.stdout.write(f"{row['score']:.3f}  {row['label']}  {row['path']}\n")
-    return 1 if bad else 0
+    return int(len(rows) < len(files))
+
+
+def _picture(path: Path) -> Any:
+    """The image, or None with a line that says why it is left out."""
+    from dualenc.images import open_image
+
+    try:
+        return open_image(path)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"dualenc: left out: {error}\n")
+        return None
 
 
 def _write_labels(out: str, rows: list[dict[str, Any]], names: list[str]) -> None:

@@ -106,7 +106,7 @@ def run_search(options: argparse.Namespace) -> int:
     ids, scores = index.search(query, k=options.k, where=options.where, encoder=encoder)
     found = [int(i) for i in ids[0] if i >= 0]
     rows = index.rows(found).to_pylist() if found else []
-    hits = [{"id": i, "score": float(s), **row} for i, s, row in zip(found, scores[0], rows, strict=False)]
+    hits = [{**row, "id": i, "score": float(s)} for i, s, row in zip(found, scores[0], rows, strict=False)]
     if options.json:
         print_json(hits)
     else:

@@ -6,9 +6,7 @@ __getattr__, __all__ = lazy_names(
     __name__,
     {
         "PairData": "dualenc.data.module",
-        "check": "dualenc.data.check",
         "open_source": "dualenc.data.shards",
-        "pack": "dualenc.data.pack",
         "write_scenes": "dualenc.data.scenes",
     },
 )

@@ -84,7 +84,7 @@ def pack(
     source, out = Path(source), Path(out)
     kind = kind_of(source, format)
     refuse_existing(out)
-    root = Path(images) if images is not None else source if kind == "folder" else source.parent
+    root = Path(os.path.abspath(images if images is not None else source if kind == "folder" else source.parent))
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder, so no image can be found; name the folder of images")
     report = PackReport(str(source))

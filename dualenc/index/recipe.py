@@ -31,7 +31,7 @@ def load_recipe(recipe: str | Path | dict[str, Any], rows: int) -> dict[str, Any
     settings, knob = KINDS[kind].settings, KINDS[kind].knob
     _refuse_unknown(parts["build"], ("kind", *settings), f"recipe {name}, build")
     _refuse_unknown(parts["search"], (knob,) if knob else (), f"recipe {name}, search")
-    defaults = yaml.safe_load(shipped("index", f"{kind}.yaml").read_text(encoding="utf-8"))
+    defaults = yaml.safe_load(shipped("index", kind, local=False).read_text(encoding="utf-8"))
     build = {**defaults["build"], **parts["build"]}
     search = {**(defaults["search"] or {}), **parts["search"]}
     for setting in settings:

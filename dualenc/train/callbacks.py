@@ -43,6 +43,10 @@ class ExactGradients(Callback):
                 f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}: the loss would see only a part of "
                 "the batch as negatives, another gradient than the whole batch's; set it to 1 and data.batch_size to what fits"
             )
+        normalised = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in pl_module.modules())
+        if stage == "fit" and trainer.world_size > 1 and normalised:
+            by = "the rows of all ranks" if torch.cuda.is_available() else "each rank's own rows"
+            log.warning("batch norm normalises by %s; everything else is exactly one process's gradient", by)
 
 
 class WriteEncoder(Callback):

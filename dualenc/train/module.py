@@ -29,13 +29,13 @@ class ContrastiveModule(pl.LightningModule):
     Args:
         start_from: an encoder folder, a .ckpt, or open_clip's NAME:TAG or hf-hub:… whose weights to start from.
         name: a built-in open_clip architecture such as ViT-B-32, with random weights.
-        embed_dim: width of an embedding, where the towers are given by their sizes.
+        embed_dim: width of an embedding, where the towers are given by their sizes; 256 unless given.
         vision: the image tower's sizes, open_clip's vision_cfg (also timm_model_name).
         text: the text tower's sizes, open_clip's text_cfg.
         quick_gelu: OpenAI's approximation of GELU, as its own weights need.
         preprocess: changes to open_clip's preprocessing (mean, std, interpolation, resize_mode).
         loss: softmax (CLIP) or sigmoid (SigLIP).
-        temperature: initial temperature of the softmax loss (the sigmoid loss starts at 0.1 and bias -10).
+        temperature: initial temperature; unless given, 0.07 for softmax, 0.1 for sigmoid, or that of `start_from`.
         max_logit_scale: upper clamp of the logit scale, 1 / the lowest temperature.
         lr: peak learning rate.
         weight_decay: decoupled weight decay of matrices; gains, biases and temperature have none.
@@ -47,13 +47,13 @@ class ContrastiveModule(pl.LightningModule):
         self,
         start_from: str | None = None,
         name: str | None = None,
-        embed_dim: int = 256,
+        embed_dim: int | None = None,
         vision: dict[str, Any] | None = None,
         text: dict[str, Any] | None = None,
         quick_gelu: bool = False,
         preprocess: dict[str, Any] | None = None,
         loss: str = "softmax",
-        temperature: float = 0.07,
+        temperature: float | None = None,
         max_logit_scale: float = 100.0,
         lr: float = 1e-3,
         weight_decay: float = 0.2,
@@ -67,6 +67,12 @@ class ContrastiveModule(pl.LightningModule):
             raise ValueError(
                 "give exactly one of model.start_from, model.name, or model.vision with model.text: the towers"
             )
+        ignored = {"text": text, "embed_dim": embed_dim, "quick_gelu": quick_gelu} if vision is None else {}
+        for key, value in ignored.items():
+            if value:
+                raise ValueError(
+                    f"model.{key} has no effect beside model.{'name' if name else 'start_from'}; remove one of them"
+                )
         self.save_hyperparameters()
         self.loss, self.max_logit_scale, self.lr, self.weight_decay = loss, max_logit_scale, lr, weight_decay
         self.betas, self.warmup_steps = betas, warmup_steps
@@ -81,27 +87,37 @@ class ContrastiveModule(pl.LightningModule):
             self.model, self.model_cfg, self.tokenizer = loaded.model, loaded.model_cfg, loaded.tokenizer
             check_config({}, preprocess)
             self.model.visual.preprocess_cfg.update(preprocess)  # type: ignore[union-attr,operator]
+            if temperature is not None:
+                torch.nn.init.constant_(self.model.logit_scale, -math.log(temperature))  # type: ignore[arg-type]
         else:
+            self.model_cfg = {
+                "embed_dim": embed_dim or 256,
+                "vision_cfg": vision,
+                "text_cfg": text or {},
+                "quick_gelu": quick_gelu,
+                "custom_text": vision is not None and "timm_model_name" in vision,
+            }
             if name is not None:
                 self.model_cfg = folder.model_config(name)
-            else:
-                self.model_cfg = {
-                    "embed_dim": embed_dim,
-                    "vision_cfg": vision,
-                    "text_cfg": text or {},
-                    "quick_gelu": quick_gelu,
-                }
-                self.model_cfg["custom_text"] = "timm_model_name" in vision
-            scale = 10.0 if self.loss == "sigmoid" else 1 / temperature
-            self.model_cfg["init_logit_scale"] = math.log(scale)
+            self.model_cfg["init_logit_scale"] = -math.log(temperature or (0.1 if self.loss == "sigmoid" else 0.07))
             if self.loss == "sigmoid":
-                self.model_cfg["init_logit_bias"] = -10.0
+                self.model_cfg["init_logit_bias"] = -10.0  # Zhai et al. 2023, 3.2: all pairs begin as negatives
             self.model = build(self.model_cfg, preprocess)
             self.tokenizer = folder.make_tokenizer(self.model_cfg["text_cfg"])
         if self.loss == "sigmoid" and getattr(self.model, "logit_bias", None) is None:
             raise ValueError(
                 f"{start_from}: has no logit bias, so the sigmoid loss cannot train it; use model.loss softmax"
             )
+
+    def setup(self, stage: str) -> None:
+        """What validation will need is looked for before training, not after its first epoch."""
+        source = getattr(self.trainer.datamodule, "sources", {}).get("zeroshot")  # type: ignore[attr-defined]
+        if source is not None:
+            class_files(self.trainer.datamodule.paths["zeroshot"])  # type: ignore[attr-defined]
+            if all(source.label(i) is None for i in range(min(len(source), 100))):
+                raise ValueError(
+                    f"data.zeroshot: {source.path} has no KEY.cls, so no right classes; add them or leave it out"
+                )
 
     @property
     def spec(self) -> dict[str, Any]:

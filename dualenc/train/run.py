@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import dualenc.torchvision_ops  # noqa: F401  (before Lightning)
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -61,9 +62,7 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("model", "data.spec", compute_fn=lambda model: model.spec, apply_on="instantiate")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {"checkpoint.save_last": True, "checkpoint.filename": "best-{step}", "checkpoint.mode": "max"}
-        )
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.mode": "max"})
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -74,11 +73,30 @@ class CLI(LightningCLI):
         config.checkpoint.dirpath = config.checkpoint.dirpath or str(root / "checkpoints")
         if config.data.val and config.checkpoint.monitor is None:
             config.checkpoint.monitor = "val/mean_recall"
+        if config.checkpoint.filename is None:
+            config.checkpoint.filename = "best-{step}" if config.checkpoint.monitor else "newest-{step}"
+        if config.trainer.precision is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+            config.trainer.precision = "bf16-mixed"
+        self._check_checkpoint(config)
         if self.subcommand == "fit":
             if config.ckpt_path is None:
                 refuse_existing(root / "encoder")  # before hours of training, not after
             for key in ("train", "val", "zeroshot"):
                 _check_paths(f"data.{key}", config.data[key])
+
+    def _check_checkpoint(self, config: Any) -> None:
+        """Without the weights that were asked for, Lightning would go on with random ones."""
+        if config.ckpt_path is None and self.subcommand != "fit" and config.model.start_from is None:
+            raise ValueError(
+                f"nothing trained to {self.subcommand}: these towers have random weights; give --ckpt_path last, the path of "
+                "a .ckpt, or --model.start_from ENCODER"
+            )
+        if config.ckpt_path == "last" and not list(Path(config.checkpoint.dirpath).glob("last*.ckpt")):
+            raise FileNotFoundError(
+                f"{config.checkpoint.dirpath}: no last.ckpt, so there is nothing to go on from; leave --ckpt_path out to start"
+            )
+        if config.ckpt_path not in (None, "last", "best", "hpc") and not Path(config.ckpt_path).is_file():
+            raise FileNotFoundError(f"{config.ckpt_path}: no such checkpoint; check --ckpt_path")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config[self.subcommand]
@@ -91,6 +109,9 @@ class CLI(LightningCLI):
             ]
             if self.subcommand == "fit" and config.ckpt_path is not None:
                 _go_on(kwargs["logger"][0])
+        if config.trainer.enable_progress_bar is not False:
+            given = self.config_init[self.subcommand].trainer.callbacks or []
+            kwargs["callbacks"] = [*(given if isinstance(given, list) else [given]), Progress()]
         trainer: Any = super().instantiate_trainer(**kwargs)
         trainer.callbacks += [ExactGradients(), *([LearningRateMonitor("step")] if trainer.loggers else [])]
         if self.subcommand == "fit":
@@ -125,7 +146,11 @@ def run(argv: list[str]) -> None:
     settings: dict[str, Any] = {
         "args": [_config(argument, before) for before, argument in zip(["", *argv], argv, strict=False)],
         "parser_class": Parser,
-        "trainer_defaults": {"callbacks": [Progress()], "use_distributed_sampler": False, "log_every_n_steps": 10},
+        "trainer_defaults": {
+            "use_distributed_sampler": False,
+            "log_every_n_steps": 10,
+            "sync_batchnorm": torch.cuda.is_available(),
+        },
         "seed_everything_default": 0,
         "save_config_kwargs": {"overwrite": True},
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import functools
+import logging
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from dualenc.evaluate.metrics import retrieval_metrics, zero_shot_metrics
+from dualenc.evaluate.metrics import left_out, retrieval_metrics, zero_shot_metrics
 from dualenc.model.names import zero_shot_classifier
 from dualenc.model.towers import image_features, pads_to_longest, text_features
+
+log = logging.getLogger("dualenc")
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Log a line the first time it comes up, not at every validation."""
+    log.warning(text)
 
 
 class Counts:
@@ -85,6 +95,8 @@ class Embeddings:
         scores = retrieval_metrics(
             rows["image"][owned], rows["text"], np.searchsorted(owned, rows["image_row"]), strict=False
         )
+        if missing := left_out(scores):
+            warn_once(f"left out, as there are too few images or captions to rank: {', '.join(missing)}")
         recalls = {k: v for k, v in scores.items() if "recall@" in k}
         return {**recalls, "mean_recall": float(np.mean(list(recalls.values()))) if recalls else 0.0}
 

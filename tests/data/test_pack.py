@@ -157,6 +157,7 @@ def test_a_folder_with_captions_beside_the_images(tmp_path):
     (source / "alone.txt").write_text("z")
     (source / "README.md").write_text("z")
     (source / ".hidden.jpg").write_text("z")
+    image(source / ".thumbnails" / "a.jpg")
     os.symlink(source / "sub.d", source / "loop")
     report = pack(source, tmp_path / "out")
     assert {key: captions for key, (captions, _) in contents(tmp_path / "out").items()} == {
@@ -455,3 +456,12 @@ def test_real_data_packs_in_one_call(tmp_path, name):
     report = pack(path, tmp_path / "out", **options)
     assert report.dropped == {} and report.written == len(open_source(tmp_path / "out"))
     assert images is None or (report.written, report.captions) == (images, captions)
+
+
+def test_a_relative_folder_of_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "a.png")
+    (tmp_path / "captions.csv").write_text("image,caption\na.png,black\n")
+    assert pack("captions.csv", "out", images="pictures", progress=False).written == 1
+    assert open_source("out").keys == ["a"]

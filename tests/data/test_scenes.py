@@ -128,6 +128,13 @@ def test_no_held_out_meaning_is_in_training_and_no_caption_occurs_twice(seed, th
     assert len({sample.key for some in splits.values() for sample in some}) == sum(map(len, splits.values()))
 
 
+def test_training_avoids_held_out_meanings_told_either_way_even_where_they_are_many():
+    splits = draw_splits(8000, 2000, 2000, 400, 0, 0.0)  # a quarter of all meanings of two things is held out
+    held_out = {sample.scene.caption for name in HELD_OUT for sample in splits[name]}
+    training = {scene.caption for sample in splits["train"] for scene in (sample.scene, sample.scene.otherwise)}
+    assert len(held_out) == 4800 and not held_out & training
+
+
 def test_held_out_sets_do_not_depend_on_the_size_of_the_training_set():
     few, many = draw_splits(10, 5, 20, 16, 3, 0.3), draw_splits(500, 5, 20, 16, 3, 0.3)
     assert all(few[name] == many[name] for name in HELD_OUT)
@@ -280,6 +287,8 @@ def test_the_most_that_is_offered_can_be_had():
     with pytest.raises(ValueError, match=r"give .* or fewer") as caught:
         write_scenes("unused", test=100_000, progress=False)
     most = int(re.search(r"give (\d+) or fewer", str(caught.value))[1])
+    with pytest.raises(ValueError, match="or fewer"):
+        write_scenes("unused", val=1, test=most, progress=False)
     splits = draw_splits(1000, most - 100, 100, 500, 0, module.THREE)
     assert len(splits["val"]) == most - 100 and len(splits["train"]) == 1000
 

@@ -86,6 +86,16 @@ def test_the_encoder_is_that_of_the_best_checkpoint(finished):
     assert next(s + 1 for s, v in recall if v == value) == step  # the first of equals; steps are logged from 0
 
 
+def test_the_best_checkpoint_need_not_be_the_last(command, tmp_path):
+    worst = {"monitor": "val/mean_recall", "mode": "min"}  # before it has learnt anything
+    assert command("fit", tmp_path / "run", checkpoint=worst, trainer={"max_epochs": 3}, model={"lr": 0.003}) == 0
+    recall = [v for _, v in read_log(tmp_path / "run" / "log" / "metrics.csv")["val/mean_recall"]]
+    assert recall.index(min(recall)) < len(recall) - 1
+    best = DualEncoder.load(next((tmp_path / "run" / "checkpoints").glob("best-*.ckpt")))
+    last = DualEncoder.load(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert DualEncoder.load(tmp_path / "run" / "encoder").fingerprint == best.fingerprint != last.fingerprint
+
+
 def test_validation_does_not_touch_the_training_log(command, finished):
     before = (finished / "log" / "metrics.csv").read_bytes()
     assert command("validate", finished, "--ckpt_path", "last") == 0
