@@ -31,7 +31,7 @@ UPRIGHT = {
 
 
 class BadImage(ValueError):
-    """An image that cannot be used; its text is one of REASONS."""
+    """An image that cannot be used; its text is one of REASONS (of `open_image`: the path, then the reason)."""
 
 
 class Decoded(NamedTuple):
@@ -52,13 +52,13 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """`decode` a file. OSError where it cannot be read; ValueError names the file and the reason."""
+    """`decode` a file. OSError where it cannot be read; BadImage names the file and the reason."""
     with open(path, "rb") as file:
         data = file.read()
     try:
         return decode(data)
     except BadImage as error:
-        raise ValueError(f"{os.fspath(path)}: {error}, so it has no pixels to use; replace or remove it") from error
+        raise BadImage(f"{os.fspath(path)}: {error}, so it has no pixels to use; replace or remove it") from error
 
 
 def decode_fully(data: bytes, max_pixels: int = MAX_PIXELS) -> Decoded:
@@ -72,12 +72,7 @@ def decode_fully(data: bytes, max_pixels: int = MAX_PIXELS) -> Decoded:
                 if image.width * image.height > max_pixels:
                     raise BadImage(TOO_LARGE)
                 frames = _frames(image)
-                image.load()
-                rotation = _rotation(image)
-                picture, repairs = flatten(image)
-                if rotation is not None:
-                    picture = picture.transpose(rotation)
-                    repairs.append("rotation")
+                picture, repairs = to_rgb(image)
                 return Decoded(picture, str(image.format), (*repairs, *(["frames"] if frames else [])))
         except BadImage:
             raise
@@ -89,6 +84,18 @@ def decode_fully(data: bytes, max_pixels: int = MAX_PIXELS) -> Decoded:
             raise BadImage(_reason(data, error) if _known(data) else NO_IMAGE) from None
         except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
             raise BadImage(_reason(data, error)) from error
+
+
+def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """An open picture of any mode as `decode` gives it (RGB, upright, alpha on white), with what was done to it."""
+    image.load()  # a PNG's EXIF may stand after its pixels
+    rotation = _rotation(image)
+    picture, repairs = flatten(image)
+    if rotation is not None:
+        picture = picture.transpose(rotation)
+        picture.info.clear()  # it would still say how to turn the picture, and a second call would do so
+        repairs.append("rotation")
+    return picture, repairs
 
 
 def flatten(image: Image.Image) -> tuple[Image.Image, list[str]]:

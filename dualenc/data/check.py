@@ -12,7 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dualenc.data.shards import BadSample, Source, open_source
+from dualenc.beside import CLASS_NAMES, class_folder
+from dualenc.data.shards import UNREADABLE, BadSample, Source, open_source
 from dualenc.images import BadImage, decode_fully
 
 SHOWN = 3  # names per reason in the printed report
@@ -140,7 +141,7 @@ def _check_sample(source: Source, i: int, counts: _Counts, class_names: int | No
     except (BadImage, BadSample) as error:
         reasons.append(str(error))
     except OSError:
-        reasons.append("file cannot be read")
+        reasons.append(UNREADABLE)
     label = None
     try:
         label = source.label(i)
@@ -164,9 +165,9 @@ def _check_sample(source: Source, i: int, counts: _Counts, class_names: int | No
 
 
 def _class_names(source: Source) -> int | None:
-    """How many names `classnames.txt` beside the data lists, or None without it."""
+    """How many names the data set's `classnames.txt` lists, or None without it."""
     place = source.location(0) if len(source) else None
-    path = Path(place[0]).parent / "classnames.txt" if place else None
-    if path is None or not path.is_file():
+    folder = class_folder(Path(place[0]).parent) if place else None
+    if folder is None:
         return None
-    return len(path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return len((folder / CLASS_NAMES).read_text(encoding="utf-8", errors="replace").rstrip().split("\n"))

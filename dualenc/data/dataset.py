@@ -11,9 +11,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from dualenc.data.order import PADDING, sample_rng
-from dualenc.data.shards import BadSample, Source
+from dualenc.data.shards import UNREADABLE, BadSample, Source
 from dualenc.data.text import Tokenizer
-from dualenc.data.transforms import Augment, evaluation, to_uint8, training
+from dualenc.data.transforms import Augment, drop_words, evaluation, to_uint8, training
 from dualenc.images import BadImage, decode
 
 
@@ -56,9 +56,13 @@ class Pairs(torch.utils.data.Dataset):
                     raise BadSample("missing caption")
                 rng = sample_rng(self.seed, epoch, key)
                 captions = [captions[i] for i in np.resize(rng.permutation(len(captions)), self.captions)]
+                if self.augment.word_dropout:
+                    captions = [drop_words(caption, self.augment.word_dropout, rng) for caption in captions]
                 image = training(self._image(position), self.spec["image"], self.augment, rng)
         except (BadSample, BadImage) as error:
             return self._unusable(position, key, str(error))
+        except OSError:
+            return self._unusable(position, key, UNREADABLE)
         return {
             "position": position,
             "key": key,
@@ -80,7 +84,7 @@ class Batches(torch.utils.data.Dataset):
     """Whole batches: what `BatchOrder` yields goes in, a collated batch comes out."""
 
     def __init__(self, pairs: Pairs, all_captions: bool):
-        self.pairs, self.collate = pairs, Collate(pairs.spec, all_captions)
+        self.pairs, self.collate = pairs, Collate(pairs.spec, all_captions, pairs.captions)
 
     def __getitem__(self, places: list[tuple[int, int]]) -> dict[str, Any]:
         return self.collate([self.pairs[place] for place in places])
@@ -90,13 +94,13 @@ class Collate:
     """A list of samples to a batch: `image` uint8 (B, 3, H, W), `text` int64 (B, L) of first captions, `key`, `valid` (B,),
     `label` int64 (B,) where all have one, `position` int64 (B,) in the source, `reason` why a row is not valid.
 
-    Several captions a training sample: also `texts` int64 (B, K, L), of which the first is `text`.
+    captions K > 1: also `texts` int64 (B, K, L), of which the first is `text`.
     all_captions: also `all_text` int64 (T, L) with `text_row` int64 (T,), the row of the batch that each belongs to.
     """
 
-    def __init__(self, spec: dict[str, Any], all_captions: bool):
+    def __init__(self, spec: dict[str, Any], all_captions: bool, captions: int = 1):
         self.tokenizer = Tokenizer(spec["text"])
-        self.all_captions = all_captions
+        self.all_captions, self.captions = all_captions, captions
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         before = self.tokenizer.truncated
@@ -110,11 +114,10 @@ class Collate:
         }
         if all(s["label"] is not None for s in samples if s["reason"] is None):
             batch["label"] = torch.tensor([-1 if s["label"] is None else s["label"] for s in samples])
-        several = max(len(s["captions"]) for s in samples)
-        if several > 1 and not self.all_captions:
+        if self.captions > 1 and not self.all_captions:
             before = self.tokenizer.truncated  # the first captions are among them: count no caption twice
-            tokens = self.tokenizer([c for s in samples for c in s["captions"] or [""] * several])
-            batch["texts"] = torch.from_numpy(tokens).view(len(samples), several, -1)
+            tokens = self.tokenizer([c for s in samples for c in s["captions"] or [""] * self.captions])
+            batch["texts"] = torch.from_numpy(tokens).view(len(samples), self.captions, -1)  # one shape on all ranks
         if self.all_captions:
             before = self.tokenizer.truncated
             owned = [(caption, row) for row, s in enumerate(samples) for caption in s["captions"]]
@@ -136,8 +139,8 @@ class ImageCache:
         for i in tqdm(range(len(source)), desc="decoding images into the cache", unit="img", disable=None):
             try:
                 image = decode(source.image_bytes(i))
-            except BadImage as error:
-                self.reasons[i] = str(error)
+            except (BadImage, OSError) as error:
+                self.reasons[i] = str(error) if isinstance(error, BadImage) else UNREADABLE
                 continue
             scale = side / min(image.size)
             if scale < 1:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import glob
+import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ from typing import Any
 import braceexpand
 import numpy as np
 
+from dualenc.data.items import IMAGE_SUFFIXES
 from dualenc.data.tar import members
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-FOLDER_EXTENSIONS = (*IMAGE_EXTENSIONS, "gif", "bmp", "tif", "tiff")
+FOLDER_EXTENSIONS = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)  # what `data pack` takes from a folder
+UNREADABLE = "unreadable file"  # why a sample whose file is gone, or not ours to read, is left out
 KINDS = ("image", "txt", "json", "cls")  # columns of Shards' table
 
 
@@ -38,15 +42,23 @@ class Source:
         """(path, offset, size) of one member of sample i, or None where it has none."""
         raise NotImplementedError
 
+    def digest(self) -> str:
+        """SHA-256 over the names and sizes of the files: equal wherever they lie, another for other files."""
+        return hashlib.sha256(json.dumps(self._files()).encode()).hexdigest()
+
+    def _files(self) -> list[tuple[str, int]]:
+        raise NotImplementedError
+
     def read(self, i: int, kind: str = "image") -> bytes | None:
         """The raw bytes of one member of sample i, or None where it has none."""
         place = self.location(i, kind)
         return None if place is None else read_at(*place)
 
     def image_bytes(self, i: int) -> bytes:
-        """The encoded image of sample i."""
+        """The encoded image of sample i. OSError when it cannot be read, or is gone since it was listed."""
         data = self.read(i)
-        assert data is not None  # a sample without an image is no sample
+        if data is None:
+            raise FileNotFoundError(f"{self.keys[i]}: its image is gone since {self.path} was listed; restore it")
         return data
 
     def captions(self, i: int) -> list[str]:
@@ -74,8 +86,9 @@ class Source:
             raise BadSample("class is not an integer") from None
 
     def metadata(self, i: int) -> dict[str, Any]:
-        """KEY.json's scalar fields. BadSample when it is not a JSON object."""
-        return {k: v for k, v in self._json(i).items() if isinstance(v, str | int | float | bool)}
+        """KEY.json's scalar fields; NaN and the infinities become None. BadSample when it is not a JSON object."""
+        scalars = {k: v for k, v in self._json(i).items() if isinstance(v, str | int | float | bool)}
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in scalars.items()}
 
     def _json(self, i: int) -> dict[str, Any]:
         raw = self.read(i, "json")
@@ -134,15 +147,22 @@ class Shards(Source):
         offset, size = int(row[column]), int(row[column + 1])
         return None if offset < 0 else (self.paths[row[0]], offset, size)
 
+    def _files(self) -> list[tuple[str, int]]:
+        return [(Path(path).name, Path(path).stat().st_size) for path in self.paths]
+
 
 class Folder(Source):
-    """Images under a folder, with captions in NAME.txt beside them where there are any; key: relative path without suffix."""
+    """Images under a folder, with captions in NAME.txt beside them where there are any; key: relative path without suffix.
+
+    Hidden files and folders are not read.
+    """
 
     def __init__(self, root: Path):
         root = root.resolve()
-        files = sorted(p for p in root.rglob("*") if p.suffix.lower().lstrip(".") in FOLDER_EXTENSIONS and p.is_file())
+        shown = [p for p in root.rglob("*") if not any(x.startswith(".") for x in p.relative_to(root).parts)]
+        files = sorted(p for p in shown if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         if not files:
-            seen = collections.Counter(p.suffix for p in root.rglob("*") if p.is_file())
+            seen = collections.Counter(p.suffix for p in shown if p.is_file())
             kinds = ", ".join(f"{e or 'no suffix'} ({n})" for e, n in seen.most_common(8)) or "no file at all"
             raise ValueError(
                 f"{root}: neither shards (.tar) nor images ({', '.join(FOLDER_EXTENSIONS)}) were found, but {kinds}; "
@@ -158,6 +178,11 @@ class Folder(Source):
     def location(self, i: int, kind: str = "image") -> tuple[str, int, int] | None:
         path = self.files[i] if kind == "image" else self.files[i].with_suffix(f".{kind}")
         return (str(path), 0, path.stat().st_size) if path.is_file() else None
+
+    def _files(self) -> list[tuple[str, int]]:
+        places = [(i, kind, self.location(i, kind)) for i in range(len(self)) for kind in KINDS]
+        names = [path.relative_to(self.path).as_posix() for path in self.files]
+        return [(names[i] if kind == "image" else kind, place[2]) for i, kind, place in places if place is not None]
 
 
 def open_source(path: str | Path | Sequence[str | Path], strict: bool = True) -> Source:

@@ -66,6 +66,7 @@ class Augment:
         hue: strength of the hue change, as a fraction of the colour circle, within ± hue.
         color_jitter_prob: probability of colour jitter, hue included.
         gray: probability of turning grey.
+        word_dropout: probability of leaving out a word of a training caption (never all of them).
     """
 
     scale: tuple[float, float] = (0.9, 1.0)
@@ -75,6 +76,7 @@ class Augment:
     hue: float = 0.0
     color_jitter_prob: float = 0.8
     gray: float = 0.0
+    word_dropout: float = 0.0
 
 
 def training(image: Image.Image, spec: dict[str, Any], augment: Augment, rng: np.random.Generator) -> Image.Image:
@@ -89,6 +91,13 @@ def training(image: Image.Image, spec: dict[str, Any], augment: Augment, rng: np
     if rng.random() < augment.gray:
         image = image.convert("L").convert("RGB")
     return image
+
+
+def drop_words(caption: str, probability: float, rng: np.random.Generator) -> str:
+    """The caption less some of its words; whole where none would be left."""
+    words = caption.split()
+    kept = [word for word, draw in zip(words, rng.random(len(words)), strict=True) if draw >= probability]
+    return " ".join(kept or words)
 
 
 def _jitter(image: Image.Image, augment: Augment, rng: np.random.Generator) -> Image.Image:

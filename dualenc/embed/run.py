@@ -15,9 +15,11 @@ import pyarrow as pa
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
 
 from dualenc.data.dataset import Pairs
+from dualenc.data.items import plain
 from dualenc.data.module import make_loader
 from dualenc.data.order import BatchOrder
 from dualenc.data.shards import Source
@@ -87,18 +89,10 @@ def embed_source(
 ) -> Embedded:
     """Embed samples first .. last - 1 of a source. Samples that fail are left out and counted by reason.
 
-    On other ranks than 0 the result is empty. ValueError when nothing at all could be embedded.
+    On other ranks than 0 the result is empty. ValueError for settings that cannot be used.
     """
     last = len(source) if last is None else last
-    trainer = pl.Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    trainer = _trainer(batch_size, workers, accelerator, devices)
     ranks = trainer.world_size
     order = BatchOrder(
         last - first, -(-batch_size // ranks) * ranks, shuffle=False, rank=trainer.global_rank, ranks=ranks, first=first
@@ -106,12 +100,39 @@ def embed_source(
     with tqdm(total=-(-(last - first) // ranks), desc="embedding", unit="img", disable=None) as bar:
         predict = _Predict(encoder, bar)
         loader = make_loader(Pairs(source, encoder.spec), order, workers, all_captions=True)
-        trainer.predict(predict, loader, return_predictions=False)
+        try:
+            trainer.predict(predict, loader, return_predictions=False)
+        finally:
+            encoder.model.to(encoder.device).eval()  # Lightning leaves it on the CPU
     if predict.truncated:
         log.warning(
             "%d captions were cut at the context of %d tokens", predict.truncated, encoder.tokenizer.context_length
         )
     return _assemble(predict.parts, encoder.dim, source)
+
+
+def _trainer(
+    batch_size: int = 64, workers: int = 2, accelerator: str = "auto", devices: int | str = 1, **_: Any
+) -> pl.Trainer:
+    """Lightning's loop; ValueError for settings that cannot be used."""
+    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if value < least:
+            raise ValueError(f"{name} is {value}, so nothing could be embedded; use {least} or more")
+    try:
+        return pl.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"accelerator {accelerator!r} with devices {devices!r} cannot be used ({reason}); use cpu or auto, and 1"
+        ) from error
 
 
 def _assemble(parts: list[dict[str, Any]], dim: int, source: Source) -> Embedded:
@@ -139,28 +160,46 @@ def _assemble(parts: list[dict[str, Any]], dim: int, source: Source) -> Embedded
 
 
 def describe(source: Source, positions: np.ndarray) -> tuple[pa.Table, list[list[str]]]:
-    """Metadata of the given samples, one row each, and their captions."""
+    """Metadata of the given samples, one row each, and their captions.
+
+    Columns: `key`, `caption` (the first), `captions`, `image_path`, `image_offset`, `image_size`, `label`, and KEY.json's
+    scalar fields. A field that has one of these names but says something else is kept as `json_NAME`.
+    """
     columns = ("key", "caption", "captions", "image_path", "image_offset", "image_size", "label")
     rows, captions = [], []
     for i in map(int, positions):
         some = source.captions(i)
         place = source.location(i)
         assert place is not None
-        extra = {k: v for k, v in source.metadata(i).items() if k not in columns}
         known = (source.keys[i], some[0] if some else None, some, *place, source.label(i))
-        rows.append(dict(zip(columns, known, strict=True)) | extra)
+        row = dict(zip(columns, known, strict=True))
+        rows.append(row | _others(source.metadata(i), row))
         captions.append(some)
     types = [pa.string(), pa.string(), pa.list_(pa.string()), pa.string(), pa.int64(), pa.int64(), pa.int64()]
     fixed = {n: pa.array([r[n] for r in rows], t) for n, t in zip(columns, types, strict=True)}
-    names = dict.fromkeys(name for r in rows for name in r if name not in columns)
+    names = dict.fromkeys(name for r in rows for name, v in r.items() if name not in columns and v is not None)
     return pa.table(fixed | {name: _column([r.get(name) for r in rows]) for name in names}), captions
+
+
+def _others(fields: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """KEY.json's fields under names that `row` leaves free, less those that repeat it (as img2dataset's do)."""
+    found: dict[str, Any] = {}
+    for field, value in fields.items():
+        name = str(plain(field))
+        if name in row and " ".join(str(value).split()) == str(row[name]):
+            continue
+        while name in row or name in found or (name != field and name in fields):
+            name = f"json_{name}"
+        found[name] = value
+    return found
 
 
 def _column(values: list[Any]) -> pa.Array:
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # one sample's number is another one's text
-        return pa.array([None if v is None else str(v) for v in values], pa.string())
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
+        # One sample's number is another one's text, or more than 64 bits; or half of a UTF-16 pair stands alone
+        return pa.array([None if v is None else plain(str(v)) for v in values], pa.string())
 
 
 def write_store(
@@ -177,7 +216,8 @@ def write_store(
 
     part: (i, n), the i-th of n jobs, counted from 1; all n use the same arguments, at once or one after the other, and
     whichever is last finishes the store. settings: as `embed_source`. Returns the store, or None while other jobs'
-    parts are missing. ValueError when nothing could be embedded or when `out` was begun with other settings.
+    parts are missing. ValueError when nothing could be embedded, when a setting cannot be used, or when `out` was begun
+    with another source, encoder or other settings (an encoder that was only moved may go on).
     """
     job, jobs = part
     if not 1 <= job <= jobs:
@@ -191,7 +231,9 @@ def write_store(
         "fingerprint": encoder.fingerprint,
         "encoder": encoder.path,
         "source": source.path,
+        "source_digest": source.digest(),
     }
+    _ = encoder.spec, _trainer(**settings)  # whatever is wrong with these is told before anything is written
     writer = StoreWriter(out, plan)
     for number in [p for p in writer.missing_parts() if p % jobs == job - 1]:
         done = embed_source(encoder, source, first=bounds[number], last=bounds[number + 1], **settings)

@@ -29,8 +29,9 @@ class StoreWriter:
     """Write a store by parts; any number of jobs may do so at once, each with the same plan and parts of its own.
 
     plan: JSON values that fix what the store will hold. Required: `bounds` (part p is made from source rows
-    bounds[p] .. bounds[p+1] - 1), `dim`, `dtype` ("float16" or "float32"), `fingerprint`, `encoder`. Whatever else it
-    names (source, preprocessing, ...) must be equal too. A job whose plan differs is refused: ValueError says where.
+    bounds[p] .. bounds[p+1] - 1), `dim`, `dtype` ("float16" or "float32"), `fingerprint`, `encoder` (where that lies: it
+    may be moved between jobs, and the manifest says where it was last). Whatever else it names (source, preprocessing,
+    ...) must be equal too. A job whose plan differs is refused: ValueError says where.
     """
 
     def __init__(self, folder: str | Path, plan: Mapping[str, Any]):
@@ -54,10 +55,8 @@ class StoreWriter:
             theirs = read_json(manifest).get("plan")
         if manifest.exists():
             shutil.rmtree(self._markers, ignore_errors=True)
-        if theirs != self.plan:
-            raise ValueError(
-                f"{self.folder} was begun with another plan ({_difference(theirs, self.plan)}); use another folder"
-            )
+        if difference := _difference(theirs, self.plan):
+            raise ValueError(f"{self.folder} was begun with another plan ({difference}); use another folder")
 
     @property
     def parts(self) -> int:
@@ -208,11 +207,13 @@ def _create(path: Path, text: str) -> None:
         os.unlink(name)
 
 
-def _difference(theirs: Any, ours: dict[str, Any]) -> str:
-    """The first setting that differs, both values shortened."""
+def _difference(theirs: Any, ours: dict[str, Any]) -> str | None:
+    """The first setting that differs, both values shortened; None when the plans agree."""
     theirs = theirs if isinstance(theirs, dict) else {}
     for name in {**theirs, **ours}:
+        if name == "encoder" or (name == "source_digest" and name not in theirs):  # begun before plans had it
+            continue
         there, here = (json.dumps(plan.get(name))[:60] for plan in (theirs, ours))
         if theirs.get(name) != ours.get(name):
             return f"{name}: {there} there, {here} now"
-    return "unknown"
+    return None

@@ -16,7 +16,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import nn
 
-from dualenc.images import open_image
+from dualenc.images import open_image, to_rgb
 from dualenc.model import folder
 from dualenc.model.spec import input_spec
 from dualenc.model.towers import pads_to_longest, text_features
@@ -65,10 +65,13 @@ class DualEncoder:
         return input_spec(self.model, self.tokenizer)
 
     def embed_images(self, images: Sequence[str | Path | Image.Image], batch_size: int = 64) -> np.ndarray:
-        """Embed files or PIL images. Returns (N, D) float32, unit rows. ValueError names a file that does not decode."""
+        """Embed files or PIL images, which are treated alike. Returns (N, D) float32, unit rows.
+
+        ValueError (`dualenc.images.BadImage`) names a file that does not decode; OSError one that cannot be read.
+        """
 
         def batch(part: Sequence[Any]) -> torch.Tensor:
-            pictures = [open_image(x) if isinstance(x, str | Path) else x.convert("RGB") for x in part]
+            pictures = [open_image(x) if isinstance(x, str | Path) else to_rgb(x)[0] for x in part]
             pixels = torch.stack([self._preprocess(picture) for picture in pictures])
             features = self.model.encode_image(pixels.to(self.device))  # type: ignore[operator]
             return torch.nn.functional.normalize(features, dim=-1)

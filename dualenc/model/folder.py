@@ -184,7 +184,10 @@ def load_name(name: str) -> Loaded:
             raise ValueError(
                 f"{name}: {tag!r} is neither a file nor one of {base}'s tags ({', '.join(tags) or 'none'})"
             )
-        model = open_clip.create_model(base, pretrained=tag, require_pretrained=True)
+        # Trained with QuickGELU under a name without it: open_clip itself only warns, and embeds with another activation
+        quick = bool(open_clip.pretrained.get_pretrained_cfg(base, tag).get("quick_gelu", False))
+        model = open_clip.create_model(base, pretrained=tag, require_pretrained=True, force_quick_gelu=quick)
+        cfg |= {"quick_gelu": True} if quick else {}
     return Loaded(model, open_clip.get_tokenizer(base), cfg, {"started_from": name})
 
 

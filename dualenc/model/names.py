@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dualenc.beside import CLASS_NAMES, TEMPLATES, class_folder
+
 _PROMPTS_AT_ONCE = 8192  # bounds memory: 1,000 classes × 80 templates are 80,000 embeddings
 _PLACE = re.compile(r"\{c?\}")
 _SETS = {"imagenet": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
@@ -81,18 +83,27 @@ def class_names(source: str | Path) -> list[str]:
         raise FileNotFoundError(f"{text}: no such class file; name one that exists, or give the names as a,b,c")
     else:
         names = text.split(",")
-    return check_class_names([name.strip() for name in names], text)
+    names = [name.strip() for name in names]
+    if len(names) == 1000 and names == list(_open_clip_sets().IMAGENET_CLASSNAMES):
+        return names
+    return check_class_names(names, text)
 
 
 def class_files(data: str | Path) -> tuple[list[str], list[str]]:
     """(class names, templates) of a data set in CLIP_benchmark's layout.
 
     data: the folder with `classnames.txt` and, where it is there, `zeroshot_classification_templates.txt` (else the
-    plain template), or a shard or pattern of shards in that folder. FileNotFoundError when classes have no names.
+    plain template), or a shard or pattern of shards in that folder; or else in a folder in it, as root/test/0.tar is.
+    FileNotFoundError when classes have no names.
     """
-    folder = Path(data) if Path(data).is_dir() else Path(data).parent
-    prompts = folder / "zeroshot_classification_templates.txt"
-    return class_names(folder / "classnames.txt"), templates(prompts if prompts.is_file() else None)
+    shards = Path(data) if Path(data).is_dir() else Path(data).parent
+    folder = class_folder(shards)
+    if folder is None:
+        raise FileNotFoundError(
+            f"{shards / CLASS_NAMES}: no such class file, nor one folder up; write one, a name a line, in label order"
+        )
+    prompts = folder / TEMPLATES
+    return class_names(folder / CLASS_NAMES), templates(prompts if prompts.is_file() else None)
 
 
 def check_class_names(names: list[str], source: str = "the class list") -> list[str]:

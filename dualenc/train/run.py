@@ -62,7 +62,7 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("model", "data.spec", compute_fn=lambda model: model.spec, apply_on="instantiate")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.mode": "max"})
+        parser.set_defaults({"checkpoint.mode": "max"})
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -75,6 +75,7 @@ class CLI(LightningCLI):
             config.checkpoint.monitor = "val/mean_recall"
         if config.checkpoint.filename is None:
             config.checkpoint.filename = "best-{step}" if config.checkpoint.monitor else "newest-{step}"
+        config.checkpoint.save_last = config.checkpoint.monitor is None  # else it would be the best's copy: see _last
         if config.trainer.precision is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
             config.trainer.precision = "bf16-mixed"
         self._check_checkpoint(config)
@@ -115,8 +116,16 @@ class CLI(LightningCLI):
         trainer: Any = super().instantiate_trainer(**kwargs)
         trainer.callbacks += [ExactGradients(), *([LearningRateMonitor("step")] if trainer.loggers else [])]
         if self.subcommand == "fit":
-            trainer.callbacks.append(WriteEncoder(root / "encoder"))
+            last = [_last(config.checkpoint)] if config.checkpoint.monitor else []
+            trainer.callbacks += [*last, WriteEncoder(root / "encoder")]
         return trainer
+
+
+def _last(best: Any) -> ModelCheckpoint:
+    """Writes last.ckpt as often as `best` looks; Lightning's `save_last` writes one only when there is a new best."""
+    when = ("every_n_train_steps", "every_n_epochs", "train_time_interval", "save_on_train_epoch_end")
+    often = {name: best[name] for name in when}
+    return ModelCheckpoint(best.dirpath, filename="last", enable_version_counter=False, **often)
 
 
 @rank_zero_only

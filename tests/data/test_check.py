@@ -118,6 +118,13 @@ def test_classes_stand_in_for_captions(tmp_path):
     assert not check(tmp_path / "a.tar").broken
 
 
+def test_class_names_may_lie_one_folder_up(tmp_path):
+    write_tar(tmp_path / "test" / "0.tar", sample("a", cls=1) + sample("b", cls=2))
+    assert not check(tmp_path / "test").broken
+    (tmp_path / "classnames.txt").write_text("cat\ndog\n\n")  # an empty last line is no class
+    assert check(tmp_path / "test").problems == {"class without a name": ["b"]}
+
+
 def test_folders_of_images_are_checked_too(tmp_path):
     (tmp_path / "a.png").write_bytes(png())
     (tmp_path / "a.txt").write_text("a")

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dualenc.data import shards
 from dualenc.data.dataset import Batches, Collate, ImageCache, Pairs
 from dualenc.data.order import PADDING
 from dualenc.data.shards import open_source
@@ -42,6 +43,27 @@ def test_what_cannot_be_used_says_why(messy, encoder):
     assert evaluated.pop("broken") == trained.pop("broken") != None  # noqa: E711  (the decoder's own words)
     assert evaluated == common | {"silent": None, "json": "metadata is not a JSON object"}
     assert trained == common | {"silent": "missing caption", "json": None}
+
+
+def test_a_file_that_is_gone_or_unreadable_costs_its_row_alone(encoder, tmp_path, monkeypatch):
+    for name in "abcd":
+        (tmp_path / f"{name}.png").write_bytes(png())
+        (tmp_path / f"{name}.txt").write_text("a caption")
+    source = open_source(tmp_path)
+    (tmp_path / "a.png").unlink()
+    real = shards.read_at
+    damaged = {str((tmp_path / name).resolve()) for name in ("b.png", "c.txt")}
+
+    def read_at(path, *place):
+        if path in damaged:
+            raise OSError(5, "Input/output error", path)
+        return real(path, *place)
+
+    monkeypatch.setattr(shards, "read_at", read_at)
+    gone = "unreadable file"
+    for augment in (None, Augment()):
+        assert reasons(Pairs(source, encoder.spec, augment)) == {"a": gone, "b": gone, "c": gone, "d": None}
+    assert ImageCache(source, 32).reasons == {0: gone, 1: gone}
 
 
 def test_a_batch_is_what_the_design_says(messy, encoder):
@@ -83,6 +105,26 @@ def test_captions_that_are_cut_are_counted_once(encoder):
     samples[0]["captions"] = [long, long, "cat"]
     assert Collate(encoder.spec, all_captions=True)(samples)["truncated"] == 2
     assert Collate(encoder.spec, all_captions=False)(samples)["truncated"] == 1
+    assert Collate(encoder.spec, all_captions=False, captions=3)(samples)["truncated"] == 2
+
+
+def test_several_captions_of_an_image_differ_where_there_are_as_many(encoder, tmp_path):
+    captions = [f"caption {i}" for i in range(4)]
+    members = sample("a", captions=captions) + sample("b", captions=["only one"]) + [("c.png", b"no picture")]
+    source = open_source(write_tar(tmp_path / "t.tar", members))
+    pairs = Pairs(source, encoder.spec, Augment(), captions=3)
+    drawn = [pairs[0, epoch]["captions"] for epoch in range(60)]
+    assert all(len(set(three)) == 3 for three in drawn)
+    assert {caption for three in drawn for caption in three} == set(captions) and len(set(map(tuple, drawn))) > 12
+    assert pairs[1, 0]["captions"] == ["only one"] * 3
+    batches = Batches(pairs, all_captions=False)
+    batch = batches[[(0, 5), (1, 5), (2, 5)]]
+    assert batch["texts"].shape[:2] == (3, 3) and batch["texts"].dtype == torch.int64
+    length = min(batch["texts"].shape[2], batch["text"].shape[1])
+    assert torch.equal(batch["texts"][:, 0, :length], batch["text"][:, :length])
+    expected = batches.collate.tokenizer(drawn[5])
+    assert np.array_equal(batch["texts"][0, :, : expected.shape[1]].numpy(), expected)
+    assert batches[[(2, 0)]]["texts"].shape[:2] == (1, 3)  # a rank whose samples all fail has the others' shape
 
 
 def test_a_cache_of_large_enough_images_changes_nothing(encoder, tmp_path):

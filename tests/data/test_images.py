@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dualenc.images import REASONS, BadImage, decode, decode_fully, open_image
+from dualenc.images import REASONS, BadImage, decode, decode_fully, open_image, to_rgb
 
 WIDTH, HEIGHT = 23, 17
 
@@ -247,10 +247,18 @@ def test_whatever_the_damage_there_is_a_picture_or_a_known_reason(kind, draw):
         assert image.mode == "RGB"
 
 
+def test_a_picture_that_was_turned_is_not_turned_again():
+    source = picture(size=(40, 30))
+    exif = source.getexif()
+    exif[0x0112] = 6
+    turned = decode(encoded(source, "JPEG", exif=exif))
+    assert turned.size == (30, 40) and to_rgb(turned)[0].tobytes() == turned.tobytes()
+
+
 def test_a_file_that_does_not_decode_is_named(tmp_path):
     path = tmp_path / "a.jpg"
     path.write_bytes(b"hello")
-    with pytest.raises(ValueError, match=r"a\.jpg: not an image"):
+    with pytest.raises(BadImage, match=r"a\.jpg: not an image"):
         open_image(path)
     path.write_bytes(encoded(picture()))
     assert open_image(str(path)).size == (WIDTH, HEIGHT)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from dualenc.data.items import IMAGE_SUFFIXES, Item, folder_items
 from dualenc.data.shards import BadSample, group, open_source, read_at
 from dualenc.data.tar import members as listed
 from tests.small import png, sample, write_shards, write_tar
@@ -183,6 +184,49 @@ def test_a_folder_of_images(tmp_path):
     assert source.captions(source.keys.index("deep/c.v1")) == ["three"]
     assert source.captions(source.keys.index("deep/a")) == []
     assert source.image_bytes(0) == png() and read_at(*source.location(0)) == png()
+
+
+def test_a_folder_gives_the_images_that_pack_takes(tmp_path):
+    for name in (*(f"a{suffix}" for suffix in IMAGE_SUFFIXES), "b.JP2", "._c.png", ".cache/d.png", "in/.e/f.png", "g.svg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_bytes(png())
+        (tmp_path / name).with_suffix(".txt").write_text("a caption")
+    packed = [item.image for item in folder_items(tmp_path) if isinstance(item, Item)]
+    source = open_source(tmp_path)
+    places = [Path(source.location(i)[0]).relative_to(tmp_path.resolve()).as_posix() for i in range(len(source))]
+    assert sorted(places) == sorted(packed) and len(places) == len(IMAGE_SUFFIXES) + 1
+
+
+def test_a_digest_is_of_names_and_sizes_wherever_they_lie(tmp_path):
+    for place in ("one", "two"):
+        write_shards(tmp_path / place, 4)
+        (tmp_path / place / "images" / "deep").mkdir(parents=True)
+        (tmp_path / place / "images" / "a.png").write_bytes(png())
+        (tmp_path / place / "images" / "deep" / "b.png").write_bytes(png())
+        (tmp_path / place / "images" / "a.txt").write_text("a caption")
+    for name, change in (("", "shard-001.tar"), ("images", "deep/b.png"), ("images", "a.txt")):
+        first, second = (open_source(tmp_path / place / name) for place in ("one", "two"))
+        assert first.digest() == second.digest()
+        file = tmp_path / "two" / name / change
+        data = file.read_bytes()
+        file.write_bytes(data + b" " * 512)
+        assert first.digest() != open_source(tmp_path / "two" / name).digest()
+        file.write_bytes(data)
+        if change != "a.txt":
+            moved = file.rename(file.with_stem("z"))
+            assert first.digest() != open_source(tmp_path / "two" / name).digest()
+            moved.rename(file)
+
+
+def test_numbers_that_are_none_become_nulls(tmp_path):
+    text = b'{"a": NaN, "b": Infinity, "c": -Infinity, "d": 1.5, "e": [1]}'
+    source = open_source(write_tar(tmp_path / "t.tar", [("a.png", png()), ("a.json", text)]))
+    assert source.metadata(0) == {"a": None, "b": None, "c": None, "d": 1.5}
+
+
+def test_what_is_imported_here_is_declared():
+    project = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text()
+    assert '"braceexpand' in project.partition("dependencies = [")[2].partition("\n]")[0]
 
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from dualenc.data.order import sample_rng
-from dualenc.data.transforms import Augment, evaluation, random_crop, to_uint8, training
+from dualenc.data.transforms import Augment, drop_words, evaluation, random_crop, to_uint8, training
 
 
 def picture(width, height, seed=0):
@@ -156,3 +156,22 @@ def test_hue_turns_the_colour_circle_alone():
         assert abs(int(hue)) <= 65  # within a quarter of 256, either way
         found.add(int(hue) // 16)
     assert len(found) >= 8
+
+
+def test_words_are_dropped_at_their_rate_and_never_all():
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(1000)]
+    kept = drop_words(" ".join(words), 0.3, rng).split()
+    assert 650 < len(kept) < 750
+    assert kept == [word for word in words if word in set(kept)]  # in their order
+    assert {drop_words("one", 0.99, rng) for _ in range(50)} == {"one"}
+    assert drop_words("a b", 0.0, rng) == "a b"
+
+
+def test_hue_turns_colours_and_keeps_grey():
+    rng = np.random.default_rng(0)
+    augment = Augment(scale=(1, 1), ratio=(1, 1), hue=0.3, color_jitter_prob=1)
+    spec = {"size": [8, 8], "interpolation": "bicubic"}
+    for colour, moves in (((200, 30, 30), True), ((120, 120, 120), False)):
+        turned = [training(Image.new("RGB", (8, 8), colour), spec, augment, rng).getpixel((4, 4)) for _ in range(8)]
+        assert (max(abs(a - b) for t in turned for a, b in zip(t, colour, strict=True)) > 20) is moves

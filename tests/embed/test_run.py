@@ -1,6 +1,8 @@
 """Embedding into a store: parts, jobs, interruptions and devices change nothing."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+from open_clip.tokenizer import SimpleTokenizer
 
 from dualenc.cli import main
 from dualenc.data.shards import open_source, read_at
@@ -87,6 +91,7 @@ def test_the_metadata_says_what_is_known(encoder, messy):
     assert [row["label"] for row in table[:3]] == [2, None, None]
     assert [row["width"] for row in table[:4]] == ["30", None, "wide", None]  # a number here, a text there
     assert [row["author"] for row in table[:2]] == ["x", None]
+    assert [row["json_caption"] for row in table[:3]] == [None, None, "kept out"]  # a name of ours, another text
     assert done.metadata.schema.field("image_offset").type == pa.int64()
     for row in table:
         place = row["image_path"], row["image_offset"], row["image_size"]
@@ -172,8 +177,58 @@ def test_more_jobs_than_samples(encoder, tmp_path):
     assert found[:4] == [None] * 4 and found[4].rows == 2
 
 
+def test_fields_with_names_of_ours_are_kept_under_others(encoder, tmp_path):
+    fields = {"key": "other", "label": 7, "json_key": "mine", "image_path": "a/b.png", "captions": "x"}
+    same_as_ours = {"key": "b", "caption": "a  red\npicture", "label": 3}  # what img2dataset writes
+    members = [*sample("a", cls=3, json=fields), *sample("b", cls=3, json=same_as_ours)]
+    done = embed_source(encoder, open_source(write_tar(tmp_path / "t.tar", members)), **PLAIN)
+    first, second = done.metadata.to_pylist()
+    assert (first["key"], first["label"]) == ("a", 3) and first["image_path"].endswith("t.tar")
+    assert (first["json_json_key"], first["json_key"]) == ("other", "mine")
+    assert (first["json_label"], first["json_image_path"], first["json_captions"]) == (7, "a/b.png", "x")
+    assert "json_caption" not in first and {v for k, v in second.items() if k.startswith("json_")} == {None}
+
+
+def test_fields_that_arrow_cannot_hold_do_not_cost_the_data_set(encoder, tmp_path):
+    odd = {"author": "half \ud800 pair", "id": 2**70, "score": float("nan"), "all": float("inf"), "a\udfffb": 1}
+    plain = {"author": "x", "id": 5, "score": 0.5}
+    members = [*sample("a", json=odd), *sample("b", json=plain)]
+    write_store(encoder, open_source(write_tar(tmp_path / "t.tar", members)), tmp_path / "s", **PLAIN)
+    first, second = open_store(tmp_path / "s", verify=True).metadata().to_pylist()
+    assert (first["author"], first["id"], first["score"], first["a?b"]) == ("half ? pair", str(2**70), None, 1)
+    assert (second["author"], second["id"], second["score"]) == ("x", "5", 0.5) and "all" not in first
+
+
 class Stop(Exception):
     pass
+
+
+def test_the_encoder_is_usable_afterwards(encoder, messy, monkeypatch):
+    moved = []
+    predict, to = run.pl.Trainer.predict, encoder.model.to
+
+    def leaves_it_elsewhere(*args, **settings):
+        predict(*args, **settings)
+        encoder.model.train()  # and on the CPU, which only a GPU machine would show
+        moved.clear()
+        raise Stop
+
+    monkeypatch.setattr(run.pl.Trainer, "predict", leaves_it_elsewhere)
+    monkeypatch.setattr(encoder.model, "to", lambda *where: (moved.append(where), to(*where))[1])
+    with pytest.raises(Stop):
+        embed_source(encoder, open_source(messy), **PLAIN)
+    assert moved == [(encoder.device,)] and not encoder.model.training
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: on a CPU the model cannot be elsewhere")
+def test_texts_are_embedded_on_the_gpu_after_a_source(messy):
+    from dualenc.model.encoder import DualEncoder
+    from tests.small import loaded
+
+    encoder = DualEncoder(loaded("vit"), device="cuda")
+    before = encoder.embed_texts(["a red circle"])
+    embed_source(encoder, open_source(messy), workers=0)
+    assert np.abs(encoder.embed_texts(["a red circle"]) - before).max() < 1e-5
 
 
 def test_an_interrupted_job_goes_on_where_it_stood(encoder, messy, whole, tmp_path, monkeypatch):
@@ -199,6 +254,66 @@ def test_a_store_that_was_begun_otherwise_is_refused(encoder, messy, whole):
     with pytest.raises(ValueError, match="begun with another plan") as error:
         write_store(encoder, open_source(messy), whole, dtype="float32", **PLAIN)
     assert "float16" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_another_source_of_the_same_name_is_refused(encoder, messy, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(messy, data)
+    write_store(encoder, open_source([data / "1.tar", data / "2.tar"]), tmp_path / "s", **PLAIN)
+    write_store(encoder, open_source([data / "1.tar", data / "2.tar"]), tmp_path / "s", **PLAIN)
+    (data / "2.tar").rename(data / "3.tar")  # "1.tar (and 1 more)" still, with as many samples
+    with pytest.raises(ValueError, match=r"begun with another plan \(source_digest: "):
+        write_store(encoder, open_source([data / "1.tar", data / "3.tar"]), tmp_path / "s", **PLAIN)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_an_encoder_that_was_moved_goes_on(encoder_folder, messy, whole, tmp_path, finished):
+    from dualenc.model.encoder import DualEncoder
+
+    source, encoder = open_source(messy), DualEncoder.load(encoder_folder, device="cpu")
+    for number in (1, 2)[: 1 + finished]:
+        write_store(encoder, source, tmp_path / "s", part=(number, 2), **PLAIN)
+    shutil.copytree(encoder_folder, tmp_path / "moved")
+    moved = DualEncoder.load(tmp_path / "moved", device="cpu")
+    store = write_store(moved, source, tmp_path / "s", part=(2, 2), **PLAIN)
+    assert store.rows == 7 and store.encoder == (encoder if finished else moved).path
+    assert same_within(whole, tmp_path / "s")
+
+
+def test_a_store_begun_before_plans_had_digests_goes_on(encoder, messy, tmp_path):
+    source = open_source(messy)
+    write_store(encoder, source, tmp_path / "s", part=(1, 2), **PLAIN)
+    file = tmp_path / "s" / ".parts" / "plan.json"
+    begun = json.loads(file.read_text())
+    del begun["source_digest"]
+    file.write_text(json.dumps(begun))
+    assert write_store(encoder, source, tmp_path / "s", part=(2, 2), **PLAIN).rows == 7
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"batch_size": 0}, "batch_size is 0, .*; use 1 or more"),
+        ({"workers": -1}, "workers is -1, .*; use 0 or more"),
+        ({"accelerator": "abacus"}, "'abacus' .* cannot be used"),
+        ({"devices": 0}, "devices 0 cannot be used"),
+    ],
+)
+def test_settings_that_cannot_be_used_leave_nothing(encoder, messy, tmp_path, settings, said):
+    with pytest.raises(ValueError, match=said) as error:
+        write_store(encoder, open_source(messy), tmp_path / "s", **PLAIN | settings)
+    assert "\n" not in str(error.value) and not (tmp_path / "s").exists()
+
+
+def test_an_encoder_whose_tokenizer_workers_cannot_have_leaves_nothing(messy, tmp_path):
+    from dualenc.model.encoder import DualEncoder
+    from tests.small import loaded
+
+    tokenizer = SimpleTokenizer(context_length=16, reduction_mask="simple")
+    encoder = DualEncoder(loaded("vit")._replace(tokenizer=tokenizer), device="cpu")
+    with pytest.raises(ValueError, match="cannot be carried"):
+        write_store(encoder, open_source(messy), tmp_path / "s", **PLAIN)
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize("part", [(0, 2), (3, 2)])

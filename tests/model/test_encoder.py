@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dualenc.images import decode
 from dualenc.model.encoder import DualEncoder
 from tests.small import COLOURS, loaded, png
 
@@ -56,6 +57,35 @@ def test_a_picture_that_does_not_decode_is_named(encoder, tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(OSError, match=r"none\.png"):
         encoder.embed_images([tmp_path / "none.png"])
+
+
+def odd_pictures():
+    """(name, picture, options of save) that plain `convert("RGB")` would read otherwise than `decode` does."""
+    rng = np.random.default_rng(0)
+    colour = Image.fromarray(rng.integers(0, 256, (30, 44, 3), dtype=np.uint8))
+    alpha = colour.convert("RGBA")
+    alpha.putalpha(Image.fromarray(rng.integers(0, 256, (30, 44), dtype=np.uint8)))
+    exif = colour.getexif()
+    exif[0x0112] = 6
+    deep = Image.fromarray(rng.integers(0, 65536, (30, 44), dtype=np.uint16))
+    return [
+        ("alpha.png", alpha, {}),
+        ("palette.png", colour.quantize(16), {"transparency": 7}),
+        ("deep.png", deep, {}),
+        ("turned.jpg", colour, {"exif": exif}),
+        ("turned.png", colour, {"exif": exif}),
+    ]
+
+
+@pytest.mark.parametrize(("name", "picture", "options"), odd_pictures(), ids=lambda x: x if isinstance(x, str) else "")
+def test_an_open_picture_is_embedded_as_its_file_is(encoder, tmp_path, name, picture, options):
+    picture.save(tmp_path / name, **options)
+    by_file = encoder.embed_images([tmp_path / name])
+    with Image.open(tmp_path / name) as opened:
+        assert np.array_equal(encoder.embed_images([opened]), by_file)
+        plain = Image.frombytes("RGB", opened.size, opened.convert("RGB").tobytes())
+    assert not np.array_equal(encoder.embed_images([plain]), by_file)  # else this test could not fail
+    assert np.array_equal(encoder.embed_images([decode((tmp_path / name).read_bytes())]), by_file)
 
 
 def test_the_encoder_does_not_change_by_embedding(encoder):

@@ -291,6 +291,22 @@ def test_random_towers_are_the_same_every_time(architecture):
     assert one.provenance == {"started_from": f"{architecture}:random"}
 
 
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_tag_trained_with_quick_gelu_is_loaded_with_it(architecture, encoder_folder, tmp_path, monkeypatch, quick):
+    weights = str(encoder_folder / "open_clip_model.safetensors")
+    tags = {"sometag": {"url": "", "quick_gelu": True} if quick else {"url": ""}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, architecture, tags)
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *_, **__: weights)
+    tagged = DualEncoder.load(f"{architecture}:sometag", device="cpu")
+    expected = DualEncoder(loaded("quick_gelu" if quick else "vit"), device="cpu")
+    expected.model.load_state_dict(tagged.model.state_dict())
+    assert tagged.model_cfg.get("quick_gelu", False) is quick
+    assert np.array_equal(tagged.embed_texts(CAPTIONS), expected.embed_texts(CAPTIONS))
+    tagged.save(tmp_path / "e")
+    again = DualEncoder.load(tmp_path / "e", device="cpu")
+    assert np.array_equal(again.embed_texts(CAPTIONS), expected.embed_texts(CAPTIONS))
+
+
 def test_a_name_with_a_weights_file(architecture, encoder_folder, tmp_path):
     weights = encoder_folder / "open_clip_model.safetensors"
     one = DualEncoder.load(f"{architecture}:{weights}")

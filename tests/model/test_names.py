@@ -136,6 +136,28 @@ def test_names_and_templates_beside_the_shards(tmp_path):
         class_files(tmp_path)
 
 
+def test_names_and_templates_one_folder_above_the_shards(tmp_path, monkeypatch):
+    (tmp_path / "classnames.txt").write_text("cat\ndog\n")
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("a {c}\n")
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "0.tar").touch()
+    for data in (tmp_path / "test", tmp_path / "test" / "0.tar", str(tmp_path / "test" / "*.tar")):
+        assert class_files(data) == (["cat", "dog"], ["a {c}"])
+    monkeypatch.chdir(tmp_path / "test")
+    assert class_files(".") == class_files("0.tar") == (["cat", "dog"], ["a {c}"])
+    (tmp_path / "test" / "classnames.txt").write_text("owl\nfox\n")
+    assert class_files(".") == (["owl", "fox"], ["{}"])  # other classes: those templates are not theirs
+
+
+def test_a_file_of_open_clips_own_classes_is_taken_as_it_is(tmp_path):
+    own = list(names._open_clip_sets().IMAGENET_CLASSNAMES)
+    (tmp_path / "classnames.txt").write_text("\n".join(own))
+    assert class_names(tmp_path / "classnames.txt") == own
+    (tmp_path / "classnames.txt").write_text("\n".join([*own[:-1], own[0]]))
+    with pytest.raises(ValueError, match="2 times"):
+        class_names(tmp_path / "classnames.txt")
+
+
 def word_embedder(dim=16):
     """Texts to rows that are not unit, so that forgetting to normalise shows."""
     table = {}

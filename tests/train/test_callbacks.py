@@ -3,18 +3,26 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from dualenc.train import callbacks
 from dualenc.train.callbacks import ExactGradients, Progress, WriteEncoder
 
 
 def test_accumulation_is_refused_in_training_alone():
-    trainer = SimpleNamespace(accumulate_grad_batches=4)
-    ExactGradients().setup(trainer, None, "validate")
+    trainer, towers = SimpleNamespace(accumulate_grad_batches=4, world_size=1), torch.nn.Linear(1, 1)
+    ExactGradients().setup(trainer, towers, "validate")
     with pytest.raises(ValueError, match=r"accumulate_grad_batches is 4.*set it to 1") as error:
-        ExactGradients().setup(trainer, None, "fit")
+        ExactGradients().setup(trainer, towers, "fit")
     assert "\n" not in str(error.value)
-    ExactGradients().setup(SimpleNamespace(accumulate_grad_batches=1), None, "fit")
+
+
+def test_batch_norm_over_ranks_is_told(caplog):
+    norm, plain = torch.nn.Sequential(torch.nn.BatchNorm2d(3)), torch.nn.LayerNorm(3)
+    for ranks, towers, told in ((1, norm, 0), (2, plain, 0), (2, norm, 1)):
+        caplog.clear()
+        ExactGradients().setup(SimpleNamespace(accumulate_grad_batches=1, world_size=ranks), towers, "fit")
+        assert len([r for r in caplog.records if "batch norm normalises by" in r.getMessage()]) == told
 
 
 def test_samples_per_second(monkeypatch):

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CASES = {
     "softmax": {"embed_dim": 8, "vision": VISION["vit"], "text": TEXT},
     "sigmoid": {"embed_dim": 8, "vision": VISION["vit"], "text": TEXT, "loss": "sigmoid"},
+    "two captions": {"embed_dim": 8, "vision": VISION["vit"], "text": TEXT},
     "timm vit": {"embed_dim": 8, "vision": VISION["timm_vit"], "text": SIGLIP_TEXT},
 }
 
@@ -42,7 +43,8 @@ def whole(tmp_path_factory):
     for name, settings in CASES.items():
         torch.manual_seed(1)
         module = ContrastiveModule(**settings)
-        batch = Batches(Pairs(source, module.spec, Augment()), all_captions=False)[[(i, 0) for i in range(8)]]
+        pairs = Pairs(source, module.spec, Augment(), captions=2 if name == "two captions" else 1)
+        batch = Batches(pairs, all_captions=False)[[(i, 0) for i in range(8)]]
         state = {k: v.double() if v.is_floating_point() else v for k, v in module.state_dict().items()}
         cases[name] = {"settings": settings, "state": state, "batch": batch}
     return cases

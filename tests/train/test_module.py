@@ -69,6 +69,17 @@ def test_samples_that_are_not_valid_are_left_out_and_counted(batch, loss):
     assert again == {"data/incomplete_batch": 3.0}  # an epoch's counts start anew
 
 
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_several_captions_are_averaged(batch, loss):
+    trained, rows = module(loss=loss).double(), [0, 1, 3, 4]
+    good = only(batch, rows) | {"truncated": 0}
+    second = torch.roll(good["text"], 1, dims=0)  # other captions in the second place
+    both = good | {"texts": torch.stack([good["text"], second], dim=1)}
+    each = [trained.training_step(good | {"text": text}, 0).item() for text in (good["text"], second)]
+    assert trained.training_step(both, 0).item() == pytest.approx(np.mean(each), rel=1e-12)
+    assert abs(each[0] - each[1]) > 1e-6
+
+
 def test_what_is_not_valid_has_no_gradient(batch):
     trained, images = module().double(), batch["image"].clone()
     trained.training_step(batch, 0).backward()
@@ -174,7 +185,9 @@ def test_the_temperature_stays_within_its_clamp_in_checkpoints_too(way, bound, s
         ({"loss": "triplet"}, "model.loss 'triplet' is unknown; use softmax or sigmoid"),
         ({"name": "ViT-B-32"}, "exactly one of"),
         ({"vision": None}, "exactly one of"),
-        ({"vision": None, "name": "ViT-B-23"}, "did you mean"),
+        ({"vision": None, "text": None, "embed_dim": None, "name": "ViT-B-23"}, "did you mean"),
+        ({"vision": None, "name": "ViT-B-32"}, r"model\.text has no effect beside model\.name"),
+        ({"vision": None, "text": None, "start_from": "x"}, r"model\.embed_dim has no effect beside model\.start_from"),
         ({"vision": {"image_size": 32, "widht": 3}}, "did you mean 'width'"),
         ({"preprocess": {"meen": [0.5] * 3}}, "did you mean 'mean'"),
     ],

@@ -96,6 +96,15 @@ def test_the_best_checkpoint_need_not_be_the_last(command, tmp_path):
     assert DualEncoder.load(tmp_path / "run" / "encoder").fingerprint == best.fingerprint != last.fingerprint
 
 
+def test_the_last_checkpoint_is_the_last_whatever_is_best(command, tmp_path):
+    worst = {"monitor": "val/mean_recall", "mode": "min"}
+    assert command("fit", tmp_path / "run", checkpoint=worst) == 0
+    there = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert len(there) == 2 and there[0].startswith("best-step=") and there[1] == "last.ckpt"
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 8 and there[0] != "best-step=8.ckpt"
+
+
 def test_validation_does_not_touch_the_training_log(command, finished):
     before = (finished / "log" / "metrics.csv").read_bytes()
     assert command("validate", finished, "--ckpt_path", "last") == 0
@@ -238,7 +247,7 @@ def test_an_encoder_that_is_there_is_not_overwritten(command, tmp_path, capsys):
 
 
 def test_fine_tuning_starts_from_an_encoder(command, finished, tmp_path):
-    model = {"start_from": str(finished / "encoder"), "vision": None, "text": None, "lr": 0.0}
+    model = {"start_from": str(finished / "encoder"), "vision": None, "text": None, "embed_dim": None, "lr": 0.0}
     assert command("fit", tmp_path / "run", model=model, trainer={"max_epochs": 1}) == 0
     before, after = DualEncoder.load(finished / "encoder"), DualEncoder.load(tmp_path / "run" / "encoder")
     assert after.provenance["settings"]["start_from"] == str(finished / "encoder")
