@@ -1,4 +1,4 @@
-"""Render README's results table from benchmarks/results: python benchmarks/table.py [--check]"""
+"""Render README's results table and the configs' result lines from benchmarks/results: python benchmarks/table.py [--check]"""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+WAYS = {"text_to_image": "text→image", "image_to_text": "image→text"}
 BLOCK = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- /results -->)", re.DOTALL)
 LINES = {
     "scenes": ("Scenes, built in", "1,000 held-out scenes"),
@@ -56,12 +58,33 @@ def extra(scores: dict[str, Any]) -> str:
     return ", ".join(f"{text} {100 * scores[key]:.1f}" for key, text in named.items() if key in scores)
 
 
+def result_line(entry: dict[str, Any]) -> str:
+    """The comment in a config that says what it costs and what it reached."""
+    results = entry["results"]
+    minutes, scores = results["seconds"]["fit"] / 60, results["scores"]
+    ways = ", ".join(f"{title} R@1 / 5 / 10 {recalls(scores, way)}" for way, title in WAYS.items())
+    return f"# Cost: {minutes:.1f} min on {entry['machine']['cores']} cores. Result: {ways} (percent, test)"
+
+
+def rendered() -> dict[Path, str]:
+    """What each file that shows results should say."""
+    texts = {README: BLOCK.sub(lambda found: found[1] + table() + found[2], README.read_text(encoding="utf-8"))}
+    for name in LINES:
+        record, config = RESULTS / f"line_{name}.json", ROOT / "configs" / f"{name}.yaml"
+        if record.exists():
+            line = result_line(json.loads(record.read_text()))
+            texts[config] = re.sub(r"^# Cost: .*$", line, config.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return texts
+
+
 def main() -> int:
-    text = README.read_text(encoding="utf-8")
-    rendered = BLOCK.sub(lambda found: found[1] + table() + found[2], text)
+    """Write the files; with --check only say whether they are as they should be."""
+    stale = [path for path, text in rendered().items() if path.read_text(encoding="utf-8") != text]
     if "--check" in sys.argv:
-        return int(rendered != text)
-    README.write_text(rendered, encoding="utf-8")
+        sys.stderr.writelines(f"{path.name} does not say what benchmarks/results says\n" for path in stale)
+        return int(bool(stale))
+    for path, text in rendered().items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -26,8 +27,8 @@ def test_config_opens_with_command_cost_and_result(name: str) -> None:
     head = [line for line in shipped("configs", name).read_text().splitlines() if line.startswith("#")]
     text = " ".join(head)
     assert f"dualenc fit --config {name}" in text
-    assert "min" in text, "what it costs"
-    assert "R@1" in text, "what it reached"
+    assert re.search(r"Cost: \d+\.\d min", text), "what it costs"
+    assert re.search(r"R@1 / 5 / 10 \d+\.\d", text), "what it reached"
 
 
 @pytest.mark.parametrize("name", CONFIGS)

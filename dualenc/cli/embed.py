@@ -41,12 +41,14 @@ def _part(text: str) -> tuple[int, int]:
 
 def run(options: argparse.Namespace) -> int:
     from dualenc.data.shards import open_source
-    from dualenc.embed.run import write_store
+    from dualenc.embed.run import rank, write_store
     from dualenc.model.encoder import DualEncoder
 
     source = open_source(options.data)  # before the encoder: a wrong path is told at once
     encoder = DualEncoder.load(options.encoder)
     store = write_store(encoder, source, options.out, part=options.part, dtype=options.dtype, **compute(options))
+    if rank() != 0:
+        return 0
     if store is None:
         sys.stdout.write(
             f"{options.out}: this job's parts are written; the store is complete when the other jobs are done\n"

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from dualenc.data.order import PADDING, sample_rng
 from dualenc.data.shards import UNREADABLE, BadSample, Source
-from dualenc.data.text import Tokenizer
+from dualenc.data.text import make_tokenizer
 from dualenc.data.transforms import Augment, drop_words, evaluation, to_uint8, training
 from dualenc.images import BadImage, decode
 
@@ -99,7 +99,7 @@ class Collate:
     """
 
     def __init__(self, spec: dict[str, Any], all_captions: bool, captions: int = 1):
-        self.tokenizer = Tokenizer(spec["text"])
+        self.tokenizer = make_tokenizer(spec["text"])
         self.all_captions, self.captions = all_captions, captions
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Captions to token ids, from a plain spec: loader workers need neither open_clip nor its classes.
 
 Ids equal those of open_clip's SimpleTokenizer on any string: the same cleaning (ftfy, html, lower case), the same
-token pattern (the `regex` library) and the same merges. The spec is `dualenc.model.spec.tokenizer_spec`'s.
+token pattern (the `regex` library) and the same merges; or those of its HFTokenizer, by the library that one calls.
+The spec is `dualenc.model.spec.tokenizer_spec`'s.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import ftfy
 import numpy as np
 import regex
+import tokenizers
 from tokenizers.models import BPE
 
 MEMO_WORDS = 200_000  # bounds the memory of a vocabulary of junk
@@ -34,6 +36,11 @@ def _canonicalize(text: str) -> str:
 
 
 CLEANERS: dict[str, Callable[[str], str]] = {"lower": _lower, "whitespace": _basic, "canonicalize": _canonicalize}
+
+
+def make_tokenizer(spec: dict[str, Any]) -> Tokenizer | FastTokenizer:
+    """The tokenizer of a spec: captions to (B, L) int64, with a count `truncated` of those that were cut."""
+    return FastTokenizer(spec) if "json" in spec else Tokenizer(spec)
 
 
 class Tokenizer:
@@ -87,4 +94,32 @@ class Tokenizer:
         tokens = np.zeros((len(rows), width), dtype=np.int64)
         for row, ids in zip(tokens, rows, strict=True):
             row[: len(ids)] = ids
+        return tokens
+
+
+class FastTokenizer:
+    """A fast Hugging Face tokenizer, padded to the context length.
+
+    spec: {"context_length": int, "clean": a key of CLEANERS, "json": the tokenizer as the `tokenizers` library writes it,
+    "pad": id, "pad_side" and "cut_side": "left" or "right", "blank": an id that becomes 0, or None}.
+    """
+
+    def __init__(self, spec: dict[str, Any]):
+        self.context_length = spec["context_length"]
+        self.truncated = 0  # captions cut at the context length, ever
+        self._clean = CLEANERS[spec["clean"]]
+        self._pad, self._pad_left, self._blank = spec["pad"], spec["pad_side"] == "left", spec["blank"]
+        self._fast = tokenizers.Tokenizer.from_str(spec["json"])
+        self._fast.no_padding()
+        self._fast.enable_truncation(self.context_length, direction=spec["cut_side"])
+
+    def __call__(self, captions: Sequence[str]) -> np.ndarray:
+        """(B, L) int64: ids, special tokens included, and padding; L is the context length."""
+        tokens = np.full((len(captions), self.context_length), self._pad, dtype=np.int64)
+        for row, caption in zip(tokens, captions, strict=True):
+            encoded = self._fast.encode(self._clean(caption))  # one at a time: batches would start threads in workers
+            self.truncated += bool(encoded.overflowing)
+            row[slice(-len(encoded.ids), None) if self._pad_left else slice(len(encoded.ids))] = encoded.ids
+        if self._blank is not None:
+            tokens[tokens == self._blank] = 0
         return tokens

@@ -19,10 +19,10 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
 
 from dualenc.data.dataset import Pairs
-from dualenc.data.items import plain
 from dualenc.data.module import make_loader
 from dualenc.data.order import BatchOrder
 from dualenc.data.shards import Source
+from dualenc.embed.describe import describe
 from dualenc.embed.store import Store, open_store
 from dualenc.embed.store_writer import StoreWriter
 from dualenc.model.encoder import DualEncoder
@@ -159,49 +159,6 @@ def _assemble(parts: list[dict[str, Any]], dim: int, source: Source) -> Embedded
     )
 
 
-def describe(source: Source, positions: np.ndarray) -> tuple[pa.Table, list[list[str]]]:
-    """Metadata of the given samples, one row each, and their captions.
-
-    Columns: `key`, `caption` (the first), `captions`, `image_path`, `image_offset`, `image_size`, `label`, and KEY.json's
-    scalar fields. A field that has one of these names but says something else is kept as `json_NAME`.
-    """
-    columns = ("key", "caption", "captions", "image_path", "image_offset", "image_size", "label")
-    rows, captions = [], []
-    for i in map(int, positions):
-        some = source.captions(i)
-        place = source.location(i)
-        assert place is not None
-        known = (source.keys[i], some[0] if some else None, some, *place, source.label(i))
-        row = dict(zip(columns, known, strict=True))
-        rows.append(row | _others(source.metadata(i), row))
-        captions.append(some)
-    types = [pa.string(), pa.string(), pa.list_(pa.string()), pa.string(), pa.int64(), pa.int64(), pa.int64()]
-    fixed = {n: pa.array([r[n] for r in rows], t) for n, t in zip(columns, types, strict=True)}
-    names = dict.fromkeys(name for r in rows for name, v in r.items() if name not in columns and v is not None)
-    return pa.table(fixed | {name: _column([r.get(name) for r in rows]) for name in names}), captions
-
-
-def _others(fields: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-    """KEY.json's fields under names that `row` leaves free, less those that repeat it (as img2dataset's do)."""
-    found: dict[str, Any] = {}
-    for field, value in fields.items():
-        name = str(plain(field))
-        if name in row and " ".join(str(value).split()) == str(row[name]):
-            continue
-        while name in row or name in found or (name != field and name in fields):
-            name = f"json_{name}"
-        found[name] = value
-    return found
-
-
-def _column(values: list[Any]) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
-        # One sample's number is another one's text, or more than 64 bits; or half of a UTF-16 pair stands alone
-        return pa.array([None if v is None else plain(str(v)) for v in values], pa.string())
-
-
 def write_store(
     encoder: DualEncoder,
     source: Source,
@@ -237,12 +194,12 @@ def write_store(
     writer = StoreWriter(out, plan)
     for number in [p for p in writer.missing_parts() if p % jobs == job - 1]:
         done = embed_source(encoder, source, first=bounds[number], last=bounds[number + 1], **settings)
-        if _rank() == 0:
+        if rank() == 0:
             dropped = collections.Counter(done.dropped)
             if number == 0:
                 dropped.update({reason: len(names) for reason, names in source.problems.items()})
             writer.write_part(number, done.images, done.texts, done.metadata, done.text_metadata, dropped)
-    if _rank() != 0 or not writer.finish():
+    if rank() != 0 or not writer.finish():
         return None
     store = open_store(out)
     if not store.rows:
@@ -267,5 +224,6 @@ def read_embedded(folder: str | Path, encoder: DualEncoder | None = None) -> Emb
     return Embedded(images, texts, store.image_row, store.metadata(), store.text_metadata(), dropped)
 
 
-def _rank() -> int:
+def rank() -> int:
+    """This process's number among those of a run on several devices; 0 where it is alone."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

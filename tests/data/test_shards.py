@@ -187,7 +187,14 @@ def test_a_folder_of_images(tmp_path):
 
 
 def test_a_folder_gives_the_images_that_pack_takes(tmp_path):
-    for name in (*(f"a{suffix}" for suffix in IMAGE_SUFFIXES), "b.JP2", "._c.png", ".cache/d.png", "in/.e/f.png", "g.svg"):
+    for name in (
+        *(f"a{suffix}" for suffix in IMAGE_SUFFIXES),
+        "b.JP2",
+        "._c.png",
+        ".cache/d.png",
+        "in/.e/f.png",
+        "g.svg",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_bytes(png())
         (tmp_path / name).with_suffix(".txt").write_text("a caption")

@@ -175,3 +175,18 @@ def test_hue_turns_colours_and_keeps_grey():
     for colour, moves in (((200, 30, 30), True), ((120, 120, 120), False)):
         turned = [training(Image.new("RGB", (8, 8), colour), spec, augment, rng).getpixel((4, 4)) for _ in range(8)]
         assert (max(abs(a - b) for t in turned for a, b in zip(t, colour, strict=True)) > 20) is moves
+
+
+@given(words=st.lists(st.sampled_from("abcde"), max_size=8), probability=st.floats(0, 1), seed=st.integers(0, 9))
+def test_words_left_out_leave_the_others_in_their_order(words, probability, seed):
+    caption = " ".join(words)
+    kept = drop_words(caption, probability, np.random.default_rng(seed)).split()
+    rest = iter(words)
+    assert all(word in rest for word in kept) and bool(kept) == bool(words)
+    assert drop_words(caption, 0.0, np.random.default_rng(seed)) == caption
+    assert drop_words(caption, 1.0, np.random.default_rng(seed)) == caption  # never all of them
+
+
+def test_words_are_left_out_as_often_as_asked():
+    counts = [len(drop_words("w " * 50, 0.3, np.random.default_rng(seed)).split()) for seed in range(100)]
+    assert abs(np.mean(counts) / 50 - 0.7) < 0.03
