@@ -61,6 +61,9 @@ class Augment:
     Args:
         scale: area of the random crop as a fraction of the image, lowest and highest; [1, 1] takes the image whole.
         ratio: width / height of the random crop, lowest and highest.
+        shift: the furthest a picture is moved along each axis, as a fraction of its side, its edges mirrored into the gap.
+            Unlike a crop it leaves things as large as evaluation shows them, which small images need
+            (Touvron et al. 2019, "Fixing the train-test resolution discrepancy").
         flip: probability of a horizontal flip; 0 where captions say left and right.
         color_jitter: strength of brightness, contrast and saturation changes, each a factor within 1 ± strength.
         hue: strength of the hue change, as a fraction of the colour circle, within ± hue.
@@ -71,6 +74,7 @@ class Augment:
 
     scale: tuple[float, float] = (0.9, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    shift: float = 0.0
     flip: float = 0.0
     color_jitter: float = 0.0
     hue: float = 0.0
@@ -84,6 +88,8 @@ def training(image: Image.Image, spec: dict[str, Any], augment: Augment, rng: np
     height, width = spec["size"]
     box = random_crop(image.width, image.height, augment, rng)
     image = image.resize((width, height), RESAMPLE[spec["interpolation"]], box=box)
+    if augment.shift:
+        image = _shifted(image, augment.shift, rng)
     if rng.random() < augment.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if (augment.color_jitter or augment.hue) and rng.random() < augment.color_jitter_prob:
@@ -91,6 +97,13 @@ def training(image: Image.Image, spec: dict[str, Any], augment: Augment, rng: np
     if rng.random() < augment.gray:
         image = image.convert("L").convert("RGB")
     return image
+
+
+def _shifted(image: Image.Image, furthest: float, rng: np.random.Generator) -> Image.Image:
+    across, down = round(furthest * image.width), round(furthest * image.height)
+    padded = np.pad(np.asarray(image), ((down, down), (across, across), (0, 0)), mode="reflect")
+    left, top = int(rng.integers(2 * across + 1)), int(rng.integers(2 * down + 1))
+    return Image.fromarray(padded[top : top + image.height, left : left + image.width])
 
 
 def drop_words(caption: str, probability: float, rng: np.random.Generator) -> str:

@@ -190,3 +190,16 @@ def test_words_left_out_leave_the_others_in_their_order(words, probability, seed
 def test_words_are_left_out_as_often_as_asked():
     counts = [len(drop_words("w " * 50, 0.3, np.random.default_rng(seed)).split()) for seed in range(100)]
     assert abs(np.mean(counts) / 50 - 0.7) < 0.03
+
+
+def test_a_shift_moves_and_never_resizes():
+    picture = np.zeros((32, 32, 3), np.uint8)
+    picture[14:18, 14:18] = 255  # a dot in the middle
+    spec, augment = {"size": [32, 32], "interpolation": "bicubic"}, Augment(scale=(1, 1), ratio=(1, 1), shift=0.125)
+    rng, seen = np.random.default_rng(0), set()
+    for _ in range(300):
+        moved = np.asarray(training(Image.fromarray(picture), spec, augment, rng))
+        rows, columns = np.nonzero(moved[..., 0])
+        assert len(rows) == 16
+        seen.add((int(rows.min()) - 14, int(columns.min()) - 14))
+    assert {y for y, _ in seen} == {x for _, x in seen} == set(range(-4, 5))
