@@ -27,6 +27,10 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         partial.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide the result from everybody else
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(partial)):
+            error.filename = str(path)  # the name that the user knows
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -54,6 +58,7 @@ def whole_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
         except OSError:
             if old.exists():
                 os.replace(old, path)
+            refuse_existing(path)  # another process was faster
             raise
     finally:
         for leftover in (partial, old):

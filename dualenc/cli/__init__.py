@@ -30,8 +30,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(arguments)
     except KeyboardInterrupt:
-        sys.stderr.write("\ndualenc: interrupted\n")
-        return 130
+        return interrupted()
+    except SystemExit as stop:  # Lightning turns Ctrl-C into a silent exit
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            return interrupted()
+        raise
     except BrokenPipeError:  # the reader of our output has left
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (closed by the exit)
         return 1
@@ -78,6 +81,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def interrupted() -> int:
+    """Say what an interruption leaves; the exit code of one."""
+    sys.stderr.write(
+        "\ndualenc: interrupted; what is finished is kept: run the same again (fit: with --ckpt_path last)\n"
+    )
+    return 130
+
+
 def quiet() -> None:
     """Silence what the libraries say at every start and no user can act on."""
     import warnings
@@ -104,6 +115,7 @@ def explain(error: BaseException) -> str:
             errno.EACCES: "permission is missing; change it or choose another folder",
             errno.EPERM: "nothing can be written there; choose another folder",
             errno.EEXIST: "a file is in the way; choose another folder",
+            errno.EISDIR: "a folder is there, and a file is needed; name a file",
             errno.ENOTDIR: "a part of the path is a file; choose another folder",
             errno.ENOENT: "check the path",
         }

@@ -81,6 +81,8 @@ def run_retrieval(options: argparse.Namespace) -> int:
     except ValueError:
         raise ValueError(f"--ks {options.ks!r} is not a list of whole numbers; write 1,5,10") from None
     encoder, embedded = _embedded(options, options.data)
+    if not len(embedded.texts):
+        raise ValueError(f"{options.data}: no captions, so there is nothing to look for; retrieval needs pairs")
     parts = [evaluate_retrieval(encoder, embedded, ks)]
     several = len(options.zeroshot) > 1
     for data in options.zeroshot:

@@ -101,7 +101,12 @@ def run_search(options: argparse.Namespace) -> int:
     name = options.encoder or index.encoder
     if name is None:
         raise ValueError(f"{options.index} does not say which encoder made it; name it with --encoder")
-    encoder = DualEncoder.load(name)
+    try:
+        encoder = DualEncoder.load(name)
+    except (ValueError, OSError) as error:
+        if options.encoder:
+            raise
+        raise ValueError(f"{options.index}: its encoder cannot be loaded ({error}); name it with --encoder") from error
     query = _query(encoder, options)
     ids, scores = index.search(query, k=options.k, where=options.where, encoder=encoder)
     found = [int(i) for i in ids[0] if i >= 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,8 +74,15 @@ def _open_text(table: Path) -> Any:
 
 
 def _delimited(table: Path, delimiter: str) -> Iterator[Row]:
+    ended = False
+
+    def lines(file: Iterable[str]) -> Iterator[str]:
+        nonlocal ended
+        yield from file
+        ended = True  # asked for a line after the last one: a row is still open
+
     with _open_text(table) as file:
-        reader = csv.reader(file, delimiter=delimiter)
+        reader = csv.reader(lines(file), delimiter=delimiter)
         header = next(reader, [])
         while True:
             start = reader.line_num + 1
@@ -93,6 +100,8 @@ def _delimited(table: Path, delimiter: str) -> Iterator[Row]:
             if not values:
                 continue
             problem = None if len(values) == len(header) else "row has another number of fields than the header"
+            if ended:
+                problem = "a quote is never closed, so the rest of the table is inside it"
             yield Row(_lines(start, reader.line_num), dict(zip(header, values, strict=False)), problem)
 
 

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,10 +81,11 @@ class Source:
     def label(self, i: int) -> int | None:
         """The class number of sample i, if it has one. BadSample when KEY.cls holds no integer."""
         raw = self.read(i, "cls")
-        try:
-            return None if raw is None else int(raw)
-        except ValueError:
-            raise BadSample("class is not an integer") from None
+        if raw is None:
+            return None
+        if not re.fullmatch(rb"\s*[+-]?\d{1,18}\s*", raw):  # what an int64 holds
+            raise BadSample("class is not an integer")
+        return int(raw)
 
     def metadata(self, i: int) -> dict[str, Any]:
         """KEY.json's scalar fields; NaN and the infinities become None. BadSample when it is not a JSON object."""

@@ -152,6 +152,8 @@ def _item(rows: list[Row], columns: Columns, classes: list[str] | None) -> Item 
         value = first.get(columns.label)
         if value in (None, ""):
             return Dropped(image, "missing class")
+        if classes is None and not -(2**63) <= int(_text(value)) < 2**63:
+            return Dropped(image, "class is too large a number")
         label = int(_text(value)) if classes is None else classes.index(_text(value))
     elif not captions:
         return Dropped(image, notes[0] if notes else "missing caption")

@@ -177,6 +177,8 @@ def write_store(
     with another source, encoder or other settings (an encoder that was only moved may go on).
     """
     job, jobs = part
+    if jobs > max(1, len(source)):
+        raise ValueError(f"part {job}/{jobs}: there are only {len(source)} samples; use as many jobs or fewer")
     if not 1 <= job <= jobs:
         raise ValueError(f"part {job}/{jobs}: i must be between 1 and n, or the store would never be complete")
     parts = jobs * max(1, -(-len(source) // (part_samples * jobs)))

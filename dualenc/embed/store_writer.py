@@ -45,6 +45,10 @@ class StoreWriter:
         ):  # a store's first file is .parts, its last the manifest: asked in this order, one is seen
             if not self._markers.exists() and not manifest.exists():
                 raise
+        if manifest.exists() and not _is_store(manifest):
+            raise FileExistsError(
+                f"{self.folder} holds something else (its manifest.json is no store's); name another folder"
+            )
         try:
             if not manifest.exists():
                 self._markers.mkdir(parents=True, exist_ok=True)
@@ -205,6 +209,11 @@ def _create(path: Path, text: str) -> None:
         shutil.copyfile(name, path)
     finally:
         os.unlink(name)
+
+
+def _is_store(manifest: Path) -> bool:
+    found = read_json(manifest)
+    return isinstance(found, dict) and found.get("format") == FORMAT
 
 
 def _difference(theirs: Any, ours: dict[str, Any]) -> str | None:

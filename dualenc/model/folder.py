@@ -135,16 +135,21 @@ def load_folder(folder: Path) -> Loaded:
     return loaded
 
 
-def load_checkpoint(path: Path) -> Loaded:
-    """The encoder inside a training checkpoint (.ckpt). Nothing is unpickled but tensors and plain types."""
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A training checkpoint (.ckpt), memory-mapped. Nothing is unpickled but tensors and plain types."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        about, state = checkpoint["dualenc"], checkpoint["state_dict"]
-    except Exception as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(
-            f"{path}: not a checkpoint that `dualenc fit` wrote ({reason}); give an encoder folder instead"
-        ) from error
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        _ = checkpoint["dualenc"]["model_cfg"], checkpoint["state_dict"]
+    except Exception as error:  # torch has many ways to say that a file is none of its own
+        kind = type(error).__name__
+        raise ValueError(f"{path} is not a checkpoint that `dualenc fit` wrote ({kind}); name another file") from error
+    return checkpoint
+
+
+def load_checkpoint(path: Path) -> Loaded:
+    """The encoder inside a training checkpoint (.ckpt). ValueError when it is none."""
+    checkpoint = read_checkpoint(path)
+    about, state = checkpoint["dualenc"], checkpoint["state_dict"]
     model = build(about["model_cfg"], about["preprocess_cfg"])
     load_weights(model, {k[6:]: v for k, v in state.items() if k.startswith("model.")}, str(path))
     return Loaded(model, make_tokenizer(about["model_cfg"]["text_cfg"]), about["model_cfg"], about["training"])

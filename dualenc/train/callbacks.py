@@ -62,6 +62,9 @@ class WriteEncoder(Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        if trainer.global_step == 0:
+            log.warning("no step was made, so no encoder is written; raise trainer.max_epochs or max_steps")
+            return
         best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
         module: Any = pl_module
         if best is not None and best.best_model_path:

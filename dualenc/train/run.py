@@ -21,6 +21,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from dualenc.data.module import PairData
 from dualenc.files import refuse_existing, shipped
+from dualenc.model.folder import read_checkpoint
 from dualenc.train.callbacks import ExactGradients, Progress, WriteEncoder
 from dualenc.train.module import ContrastiveModule
 
@@ -43,6 +44,8 @@ class Parser(LightningArgumentParser):
         text = " ".join(str(message).split())
         unknown = re.search(r"(?:accept option '|arguments: --)([\w.]+)", text)
         near = difflib.get_close_matches(unknown[1], known_options(self), 1) if unknown else []
+        if text.startswith("Unexpected config"):
+            text += " the file must hold settings, such as trainer:, model: and data:"
         hint = f"; did you mean {near[0]!r}?" if near else ""
         sys.stderr.write(f"dualenc: error: {text}{hint}\n")
         raise SystemExit(2)
@@ -98,6 +101,8 @@ class CLI(LightningCLI):
             )
         if config.ckpt_path not in (None, "last", "best", "hpc") and not Path(config.ckpt_path).is_file():
             raise FileNotFoundError(f"{config.ckpt_path}: no such checkpoint; check --ckpt_path")
+        if config.ckpt_path not in (None, "last", "best", "hpc"):
+            read_checkpoint(Path(config.ckpt_path))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config[self.subcommand]

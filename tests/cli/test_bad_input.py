@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -233,3 +235,43 @@ def test_truncated_shard_is_read_as_far_as_it_goes(capsys: pytest.CaptureFixture
     assert "truncated shard" in capsys.readouterr().out
     assert main(["embed", "--encoder", str(encoder_folder), "--data", "cut", "--out", "store", "--workers", "0"]) == 0
     assert "truncated shard" in capsys.readouterr().out
+
+
+def test_interruption_is_said(tmp_path: Path) -> None:
+    """Ctrl-C in the middle of training: one line, exit code 130, and the checkpoint that was there."""
+    write_shards(Path("many"), 64, shards=1)
+    words = [
+        *FIT,
+        "--data.train",
+        "many",
+        "--data.batch_size",
+        "8",
+        "--data.workers",
+        "0",
+        "--trainer.max_epochs",
+        "10000",
+    ]
+    run = subprocess.Popen([sys.executable, "-m", "dualenc", *words], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(Path("run").glob("checkpoints/*.ckpt")) and time.monotonic() < deadline and run.poll() is None:
+        time.sleep(0.2)
+    run.send_signal(signal.SIGINT)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 130, error
+    assert "interrupted" in error.splitlines()[-1]
+    assert list(Path("run").glob("checkpoints/last*.ckpt"))
+
+
+@pytest.mark.parametrize("content", [b"junk", b""])
+def test_checkpoint_that_is_none(capsys: pytest.CaptureFixture[str], shards: Path, content: bytes) -> None:
+    Path("bad.ckpt").write_bytes(content)
+    refused(capsys, [*FIT, "--data.train", str(shards), "--ckpt_path", "bad.ckpt"], "bad.ckpt", "not a checkpoint")
+
+
+def test_another_programs_manifest_is_left_alone(
+    capsys: pytest.CaptureFixture[str], encoder_folder: Path, shards: Path
+) -> None:
+    Path("mine").mkdir()
+    Path("mine/manifest.json").write_text("[1]")
+    refused(capsys, ["embed", "--encoder", str(encoder_folder), "--data", str(shards), "--out", "mine"], "mine")
+    assert Path("mine/manifest.json").read_text() == "[1]"

@@ -465,3 +465,15 @@ def test_a_relative_folder_of_images(tmp_path, monkeypatch):
     (tmp_path / "captions.csv").write_text("image,caption\na.png,black\n")
     assert pack("captions.csv", "out", images="pictures", progress=False).written == 1
     assert open_source("out").keys == ["a"]
+
+
+def test_a_quote_that_never_closes_is_listed(tmp_path):
+    for name in ("a", "b", "c"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    table = tmp_path / "captions.csv"
+    table.write_text('image,caption\na.png,"5"" wide"\nb.png,"never closed\nc.png,lost\n')
+    report = pack(table, tmp_path / "out", progress=False)
+    assert report.written == 1
+    assert any("never closed" in reason and "lines 3-4" in names[0] for reason, names in report.dropped.items())
+    table.write_text('image,caption\na.png,5" wide\nb.png,"two\nlines"')  # neither is wrong, nor a missing last newline
+    assert pack(table, tmp_path / "good", progress=False).written == 2
