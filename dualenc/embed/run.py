@@ -30,6 +30,7 @@ from dualenc.model.towers import image_features, text_features
 
 log = logging.getLogger("dualenc")
 
+MOST_JOBS = 10_000  # above it, empty parts alone would take minutes
 PART_SAMPLES = 50_000  # samples per part of a store: what a killed job loses at most
 
 
@@ -177,8 +178,8 @@ def write_store(
     with another source, encoder or other settings (an encoder that was only moved may go on).
     """
     job, jobs = part
-    if jobs > max(1, len(source)):
-        raise ValueError(f"part {job}/{jobs}: there are only {len(source)} samples; use as many jobs or fewer")
+    if jobs > max(MOST_JOBS, len(source)):
+        raise ValueError(f"part {job}/{jobs}: {len(source)} samples need no {jobs} jobs; use fewer")
     if not 1 <= job <= jobs:
         raise ValueError(f"part {job}/{jobs}: i must be between 1 and n, or the store would never be complete")
     parts = jobs * max(1, -(-len(source) // (part_samples * jobs)))

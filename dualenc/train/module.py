@@ -67,9 +67,9 @@ class ContrastiveModule(pl.LightningModule):
             raise ValueError(
                 "give exactly one of model.start_from, model.name, or model.vision with model.text: the towers"
             )
-        for key, number in {"lr": lr, "max_logit_scale": max_logit_scale, "temperature": temperature or 1.0}.items():
-            if not number > 0:
-                raise ValueError(f"model.{key} is {number}, and training needs a positive number; set another")
+        for key, number in {"lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps}.items():
+            if not number >= 0:
+                raise ValueError(f"model.{key} is {number}, but it cannot be negative; set 0 or more")
         ignored = {"text": text, "embed_dim": embed_dim, "quick_gelu": quick_gelu} if vision is None else {}
         for key, value in ignored.items():
             if value:

@@ -67,6 +67,9 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.mode": "max"})
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning lets the settings inside a checkpoint win over the config, for paths but not for "last": the config wins."""
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         root = Path(config.trainer.default_root_dir or "runs/fit")

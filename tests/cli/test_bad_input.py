@@ -253,7 +253,7 @@ def test_interruption_is_said(tmp_path: Path) -> None:
     ]
     run = subprocess.Popen([sys.executable, "-m", "dualenc", *words], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not list(Path("run").glob("checkpoints/*.ckpt")) and time.monotonic() < deadline and run.poll() is None:
+    while not list(Path("run").glob("checkpoints/last*.ckpt")) and time.monotonic() < deadline and run.poll() is None:
         time.sleep(0.2)
     run.send_signal(signal.SIGINT)
     _, error = run.communicate(timeout=60)

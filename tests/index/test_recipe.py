@@ -97,5 +97,5 @@ def test_names_that_do_not_exist_and_files_that_are_no_recipe(tmp_path):
     with pytest.raises(ValueError, match="not a recipe") as error:
         load_recipe(tmp_path / "bad.yaml", 1000)
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="not a recipe"):
+    with pytest.raises(FileNotFoundError, match="no such file"):  # a folder is none, and in nobody's way
         load_recipe(tmp_path, 1000)
