@@ -24,6 +24,8 @@ def tar_key(text: str) -> str:
     text = unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode())
     parts = [part for part in text.split("/") if part not in ("", ".", "..")]
     key = "/".join(re.sub(r"[^\w\-+,()@=~#'!&]", "_", part) for part in parts) or "_"
+    if re.match(r"__[^/]*__/", key):  # webdataset passes over such folders as its own
+        key = "k" + key
     if len(key.encode()) <= KEY_BYTES:
         return key
     tail = "-" + hashlib.sha256(text.encode()).hexdigest()[:12]
