@@ -27,7 +27,7 @@ test: .venv/ready
 	$(BIN)/python -m pytest -n 2 -m "not full"
 
 test-all: .venv/ready
-	$(BIN)/python -m pytest -n 2
+	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest -n 2
 
 # The import, command-line and contract tests under each interpreter that is found; without torch where it has no wheel.
 test-python: .venv/ready

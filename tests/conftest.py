@@ -13,8 +13,12 @@ from hypothesis import HealthCheck, settings
 
 from tests.small import loaded, write_shards
 
-settings.register_profile("quick", deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
-settings.load_profile("quick")
+patient = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
+settings.register_profile(
+    "quick", derandomize=True, **patient
+)  # the same examples every time: CI finds what a change broke
+settings.register_profile("full", max_examples=300, **patient)  # new ones every time: `make test-all` goes looking
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 @pytest.fixture(scope="session")
