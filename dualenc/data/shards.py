@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import collections
 import glob
 import hashlib
@@ -28,7 +29,7 @@ class BadSample(ValueError):
     """A sample that cannot be used; its text is the reason under which it is counted."""
 
 
-class Source:
+class Source(abc.ABC):
     """Samples by number. `keys[i]` is unique; `problems` maps a reason to the names of what was left out while listing."""
 
     def __init__(self, path: str, keys: list[str], problems: dict[str, list[str]]):
@@ -39,16 +40,17 @@ class Source:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @abc.abstractmethod
     def location(self, i: int, kind: str = "image") -> tuple[str, int, int] | None:
         """(path, offset, size) of one member of sample i, or None where it has none."""
-        raise NotImplementedError
 
     def digest(self) -> str:
         """SHA-256 over the names and sizes of the files: equal wherever they lie, another for other files."""
         return hashlib.sha256(json.dumps(self._files()).encode()).hexdigest()
 
+    @abc.abstractmethod
     def _files(self) -> list[tuple[str, int]]:
-        raise NotImplementedError
+        """(name, bytes) of every file that samples come from."""
 
     def read(self, i: int, kind: str = "image") -> bytes | None:
         """The raw bytes of one member of sample i, or None where it has none."""
