@@ -68,9 +68,9 @@ def run_build(options: argparse.Namespace) -> int:
 
 
 def run_info(options: argparse.Namespace) -> int:
-    from dualenc.index.index import Index
+    from dualenc.index.index import info
 
-    manifest = Index.open(options.index, verify=options.verify).manifest
+    manifest = info(options.index, verify=options.verify)
     if options.json:
         print_json(manifest)
     else:
