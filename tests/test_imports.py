@@ -10,7 +10,7 @@ from tests.test_lazy import loaded_by
 
 ROOT = Path(__file__).resolve().parents[1] / "dualenc"
 MODULES = {path: path.relative_to(ROOT.parent).with_suffix("").parts for path in sorted(ROOT.rglob("*.py"))}
-NEUTRAL = {"beside", "files", "lazy", "images", "torchvision_ops"}  # top-level modules that everybody may use
+NEUTRAL = {"beside", "files", "lazy", "images", "pixels", "torchvision_ops"}  # top-level modules that everybody may use
 METRICS, STORE = "dualenc.evaluate.metrics", "dualenc.embed.store"
 ALLOWED = {
     "data": set(),

@@ -1,4 +1,4 @@
-"""`dualenc data …`: making and checking shards."""
+"""`dualenc data …`: making and checking shards, and what reading them costs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dualenc.cli.common import command, group, print_json
 
 
 def register(commands: Any) -> None:
-    verbs = group(commands, "data", "make and check shards")
+    verbs = group(commands, "data", "make, check and measure shards")
     parser = command(
         verbs,
         "scenes",
@@ -69,6 +69,28 @@ def register(commands: Any) -> None:
     )
     parser.add_argument("data", nargs="+", help="shards, or a folder of images")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser = command(
+        verbs,
+        "bench",
+        run_bench,
+        "measure a training run in its parts: is data or compute the bottleneck",
+        "dualenc data bench --config scenes --data.workers 2",
+    )
+    parser.add_argument("--config", required=True, help="as of fit, whose other options may follow: --data.workers 4")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    _leave_to_fit(parser)
+
+
+def _leave_to_fit(parser: argparse.ArgumentParser) -> None:
+    """Options that the parser does not know go into `settings`, for LightningCLI to read."""
+    parse = parser.parse_known_args
+
+    def parse_known_args(*args: Any, **kwargs: Any) -> Any:
+        options, rest = parse(*args, **kwargs)
+        options.settings = rest
+        return options, []
+
+    parser.parse_known_args = parse_known_args  # type: ignore[method-assign]
 
 
 def run_scenes(options: argparse.Namespace) -> int:
@@ -113,3 +135,16 @@ def run_check(options: argparse.Namespace) -> int:
     else:
         sys.stdout.write(f"{report}\n")
     return int(report.broken)
+
+
+def run_bench(options: argparse.Namespace) -> int:
+    from dualenc.cli import quiet
+    from dualenc.train.bench import bench
+
+    quiet()  # again: Lightning sets its loggers' levels when it is imported
+    report = bench(["--config", options.config, *options.settings])
+    if options.json:
+        print_json(report.to_json())
+    else:
+        sys.stdout.write(f"{report}\n")
+    return 0

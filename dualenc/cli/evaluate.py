@@ -112,10 +112,12 @@ def _embedded(options: argparse.Namespace, data: str, encoder: Any = None) -> tu
         )
     from dualenc.data.shards import open_source
     from dualenc.embed.run import embed_source, read_embedded
+    from dualenc.embed.store import open_store
     from dualenc.model.encoder import DualEncoder
 
     source = None if is_store(data) else open_source(data)  # before the encoder: a wrong path is told at once
-    encoder = encoder or DualEncoder.load(options.encoder)
+    if encoder is None:
+        encoder = DualEncoder.load(options.encoder, fingerprint=open_store(data).fingerprint if source is None else None)
     if source is None:
         return encoder, read_embedded(data, encoder)
     return encoder, embed_source(encoder, source, **compute(options))

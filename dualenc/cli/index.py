@@ -102,7 +102,7 @@ def run_search(options: argparse.Namespace) -> int:
     if name is None:
         raise ValueError(f"{options.index} does not say which encoder made it; name it with --encoder")
     try:
-        encoder = DualEncoder.load(name)
+        encoder = DualEncoder.load(name, fingerprint=index.manifest.get("fingerprint"))
     except (ValueError, OSError) as error:
         if options.encoder:
             raise

@@ -13,7 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from dualenc.beside import CLASS_NAMES, class_folder
-from dualenc.data.shards import UNREADABLE, BadSample, Source, open_source
+from dualenc.data.sample import UNREADABLE, BadSample, Sample
+from dualenc.data.shards import Source, open_source
 from dualenc.images import BadImage, decode_fully
 
 SHOWN = 3  # names per reason in the printed report
@@ -129,22 +130,26 @@ class _Counts:
 
 def _check_sample(source: Source, i: int, counts: _Counts, class_names: int | None) -> list[str]:
     """Count one sample; return the reasons for which it is broken."""
+    try:
+        sample = source.sample(i)
+    except OSError:
+        return [UNREADABLE]
     reasons = []
     try:
-        data = source.read(i)
-        if data is None:  # gone since the folder was listed
-            raise BadSample("missing image")
-        decoded = decode_fully(data)
+        decoded = decode_fully(sample.parts["image"])
         for sizes, side in zip(counts.sizes[decoded.format], decoded.image.size, strict=True):
             sizes.append(side)
         counts.repairs.update(decoded.repairs)
-    except (BadImage, BadSample) as error:
+    except BadImage as error:
         reasons.append(str(error))
-    except OSError:
-        reasons.append(UNREADABLE)
+    return reasons + _check_words(sample, counts, class_names)
+
+
+def _check_words(sample: Sample, counts: _Counts, class_names: int | None) -> list[str]:
+    reasons = []
     label = None
     try:
-        label = source.label(i)
+        label = sample.label()
         if label is not None:
             counts.labels.add(label)
             if label < 0 or (class_names is not None and label >= class_names):
@@ -152,13 +157,13 @@ def _check_sample(source: Source, i: int, counts: _Counts, class_names: int | No
     except BadSample as error:
         reasons.append(str(error))
     try:
-        captions = source.captions(i)
+        captions = sample.captions()
         counts.per_image.append(len(captions))
         counts.words.extend(len(caption.split()) for caption in captions)
         counts.characters.extend(map(len, captions))
         if not captions and label is None:
             reasons.append("missing caption")
-        source.metadata(i)
+        sample.metadata()
     except BadSample as error:
         reasons.append(str(error))
     return reasons

@@ -1,8 +1,8 @@
-"""Samples of a source as tensors, and their batches (DESIGN: "Batch")."""
+"""An indexed source as a data set of whole batches, and its images kept in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import collections
 from typing import Any
 
 import numpy as np
@@ -10,121 +10,59 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from dualenc.data.order import PADDING, sample_rng
-from dualenc.data.shards import UNREADABLE, BadSample, Source
-from dualenc.data.text import make_tokenizer
-from dualenc.data.transforms import Augment, drop_words, evaluation, to_uint8, training
-from dualenc.images import BadImage, decode
+from dualenc.data.collate import Collate
+from dualenc.data.order import PADDING
+from dualenc.data.prepare import Prepare
+from dualenc.data.sample import UNREADABLE
+from dualenc.data.shards import Source
+from dualenc.images import BadImage, opened
+
+KINDS_BUT_IMAGE = ("txt", "json", "cls")
 
 
-class Pairs(torch.utils.data.Dataset):
-    """Samples by (position, epoch). A sample that cannot be used keeps its row, with its reason.
+class Batches(torch.utils.data.Dataset):
+    """What `BatchOrder` yields, a list of (position, epoch), goes in; a collated batch comes out.
 
-    Training (`augment` given): `captions` of its captions, drawn by (seed, epoch, key), all different where there are as
-    many; a sample without any is unusable.
-    Otherwise: all captions, and open_clip's evaluation preprocessing.
+    block: samples that a block shuffle reads together; the system is asked for the whole block when its first one is due.
     """
 
     def __init__(
         self,
         source: Source,
-        spec: dict[str, Any],
-        augment: Augment | None = None,
-        seed: int = 0,
+        prepare: Prepare,
+        *,
+        all_captions: bool,
         cache: ImageCache | None = None,
-        captions: int = 1,
+        block: int | None = None,
     ):
-        self.source, self.spec, self.augment, self.seed, self.cache = source, spec, augment, seed, cache
-        self.captions = captions
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
-        position, epoch = place
-        if position == PADDING:
-            return self._unusable(PADDING, "", "padding")
-        key = self.source.keys[position]
-        try:
-            captions = self.source.captions(position)
-            label = self.source.label(position)
-            if self.augment is None:
-                self.source.metadata(position)  # a store keeps it, so it must be readable
-                image = evaluation(self._image(position), self.spec["image"])
-            else:
-                if not captions:
-                    raise BadSample("missing caption")
-                rng = sample_rng(self.seed, epoch, key)
-                captions = [captions[i] for i in np.resize(rng.permutation(len(captions)), self.captions)]
-                if self.augment.word_dropout:
-                    captions = [drop_words(caption, self.augment.word_dropout, rng) for caption in captions]
-                image = training(self._image(position), self.spec["image"], self.augment, rng)
-        except (BadSample, BadImage) as error:
-            return self._unusable(position, key, str(error))
-        except OSError:
-            return self._unusable(position, key, UNREADABLE)
-        return {
-            "position": position,
-            "key": key,
-            "image": to_uint8(image),
-            "captions": captions,
-            "label": label,
-            "reason": None,
-        }
-
-    def _image(self, position: int) -> Image.Image:
-        return decode(self.source.image_bytes(position)) if self.cache is None else self.cache[position]
-
-    def _unusable(self, position: int, key: str, reason: str) -> dict[str, Any]:
-        blank = np.zeros((3, *self.spec["image"]["size"]), dtype=np.uint8)
-        return {"position": position, "key": key, "image": blank, "captions": [], "label": None, "reason": reason}
-
-
-class Batches(torch.utils.data.Dataset):
-    """Whole batches: what `BatchOrder` yields goes in, a collated batch comes out."""
-
-    def __init__(self, pairs: Pairs, all_captions: bool):
-        self.pairs, self.collate = pairs, Collate(pairs.spec, all_captions, pairs.captions)
+        self.source, self.prepare, self.cache, self.block = source, prepare, cache, block
+        self.collate = Collate(prepare.spec, all_captions, prepare.captions)
+        self._asked: collections.deque[int] = collections.deque(maxlen=64)
 
     def __getitem__(self, places: list[tuple[int, int]]) -> dict[str, Any]:
-        return self.collate([self.pairs[place] for place in places])
+        if self.block:
+            self._ask_for({position // self.block for position, _ in places if position != PADDING}, self.block)
+        return self.collate([self.row(position, epoch) for position, epoch in places])
 
+    def row(self, position: int, epoch: int = 0) -> dict[str, Any]:
+        """One sample, prepared. A sample that cannot be used keeps its row, with its reason."""
+        if position == PADDING:
+            return self.prepare.unusable(PADDING, "", "padding")
+        origin = int(self.source.origin[position])
+        try:
+            if self.cache is None:
+                sample, image = self.source.sample(position), None
+            else:
+                sample, image = self.source.sample(position, KINDS_BUT_IMAGE), self.cache[position]
+        except (OSError, BadImage) as error:
+            reason = str(error) if isinstance(error, BadImage) else UNREADABLE
+            return self.prepare.unusable(position, self.source.keys[position], reason, origin)
+        return self.prepare(sample, epoch, position, origin, image)
 
-class Collate:
-    """A list of samples to a batch: `image` uint8 (B, 3, H, W), `text` int64 (B, L) of first captions, `key`, `valid` (B,),
-    `label` int64 (B,) where all have one, `position` int64 (B,) in the source, `reason` why a row is not valid.
-
-    captions K > 1: also `texts` int64 (B, K, L), of which the first is `text`.
-    all_captions: also `all_text` int64 (T, L) with `text_row` int64 (T,), the row of the batch that each belongs to.
-    """
-
-    def __init__(self, spec: dict[str, Any], all_captions: bool, captions: int = 1):
-        self.tokenizer = make_tokenizer(spec["text"])
-        self.all_captions, self.captions = all_captions, captions
-
-    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        before = self.tokenizer.truncated
-        batch: dict[str, Any] = {
-            "image": torch.from_numpy(np.stack([s["image"] for s in samples])),
-            "text": torch.from_numpy(self.tokenizer([(s["captions"] or [""])[0] for s in samples])),
-            "key": [s["key"] for s in samples],
-            "valid": torch.tensor([s["reason"] is None for s in samples]),
-            "position": torch.tensor([s["position"] for s in samples]),
-            "reason": [s["reason"] for s in samples],
-        }
-        if all(s["label"] is not None for s in samples if s["reason"] is None):
-            batch["label"] = torch.tensor([-1 if s["label"] is None else s["label"] for s in samples])
-        if self.captions > 1 and not self.all_captions:
-            before = self.tokenizer.truncated  # the first captions are among them: count no caption twice
-            tokens = self.tokenizer([c for s in samples for c in s["captions"] or [""] * self.captions])
-            batch["texts"] = torch.from_numpy(tokens).view(len(samples), self.captions, -1)  # one shape on all ranks
-        if self.all_captions:
-            before = self.tokenizer.truncated
-            owned = [(caption, row) for row, s in enumerate(samples) for caption in s["captions"]]
-            batch["all_text"] = torch.from_numpy(self.tokenizer([caption for caption, _ in owned]))
-            batch["text_row"] = torch.tensor([row for _, row in owned], dtype=torch.int64)
-        batch["truncated"] = self.tokenizer.truncated - before
-        return batch
+    def _ask_for(self, blocks: set[int], size: int) -> None:
+        for block in blocks.difference(self._asked):
+            self.source.prefetch(block * size, min((block + 1) * size, len(self.source)))
+            self._asked.append(block)
 
 
 class ImageCache:
@@ -133,22 +71,17 @@ class ImageCache:
     One flat shared-memory tensor, so that loader workers share it. Images that do not decode keep their reason.
     """
 
-    def __init__(self, source: Source, side: int):
+    def __init__(self, source: Source, side: int, decode: str = "exact"):
         self.reasons: dict[int, str] = {}
         pixels, self.sizes = [], np.zeros((len(source), 2), dtype=np.int32)
         for i in tqdm(range(len(source)), desc="decoding images into the cache", unit="img", disable=None):
             try:
-                image = decode(source.image_bytes(i))
+                picture = _at_most(source.read(i) or b"", side, decode)
             except (BadImage, OSError) as error:
                 self.reasons[i] = str(error) if isinstance(error, BadImage) else UNREADABLE
                 continue
-            scale = side / min(image.size)
-            if scale < 1:
-                image = image.resize(
-                    (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
-                )
-            self.sizes[i] = image.size
-            pixels.append(np.asarray(image).reshape(-1))
+            self.sizes[i] = picture.shape[1::-1]
+            pixels.append(picture.reshape(-1))
         ends = np.cumsum(self.sizes.astype(np.int64).prod(axis=1) * 3)
         self.starts = np.concatenate([[0], ends[:-1]])
         self.pixels = torch.from_numpy(np.concatenate(pixels) if pixels else np.zeros(0, np.uint8)).share_memory_()
@@ -160,3 +93,14 @@ class ImageCache:
         start = int(self.starts[position])
         flat = self.pixels[start : start + width * height * 3].numpy()
         return Image.fromarray(flat.reshape(height, width, 3))
+
+
+def _at_most(data: bytes, side: int, decode: str) -> np.ndarray:
+    """The pixels (H, W, 3) of a picture whose shorter side is at most `side`."""
+    with opened(data) as encoded:
+        width, height = encoded.size
+        scale = side / min(width, height)
+        image = encoded.pixels(1 / scale if scale < 1 and decode == "fast" else 1)
+        if scale < 1:
+            image = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+        return np.asarray(image)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import re
 from typing import Any
 
 import dualenc.torchvision_ops  # noqa: F401  (before Lightning)
 
+import numpy as np
 import pytorch_lightning as pl
-import torch
 from torch.utils.data import DataLoader
 
-from dualenc.data.dataset import Batches, ImageCache, Pairs
-from dualenc.data.order import BatchOrder
+from dualenc.data.collate import Collate
+from dualenc.data.dataset import ImageCache
+from dualenc.data.loader import make_loader, most_captions
+from dualenc.data.order import BatchOrder, epoch_order, weighted_counts, weighted_order
+from dualenc.data.position import position
+from dualenc.data.prepare import Prepare
 from dualenc.data.shards import Source, open_source
+from dualenc.data.stream.loader import StreamLoader, StreamOptions, make_stream_loader, peek
+from dualenc.data.stream.remote import expand, is_remote
 from dualenc.data.transforms import Augment
 
 log = logging.getLogger("dualenc")
@@ -23,17 +32,27 @@ class PairData(pl.LightningDataModule):
     """Pairs of images and captions.
 
     Args:
-        train: shards to train on: a folder, a tar, a pattern such as train-{000..009}.tar, or a list of these.
+        train: shards to train on: a folder, a tar, a pattern such as train-{000..009}.tar, or a list of these. Where one
+            is https://, s3://, gs://, hf:// or pipe:, all are read as streams.
         val: shards for validation (Recall@K with all captions); without them nothing is validated.
         test: shards for `dualenc test`.
         zeroshot: shards with KEY.cls beside classnames.txt (and zeroshot_classification_templates.txt); validation
             then reports zero-shot accuracy as well.
+        weights: how much of each batch comes from each item of `train`, in proportion; null shows all samples of all.
         batch_size: samples per optimizer step over all ranks together.
         workers: loader processes per rank.
+        prefetch: batches that each worker prepares ahead.
         seed: fixes, with the epoch, the order of samples and every random draw.
+        shuffle_block: for slow disks: samples that are read as one stretch and shuffled among a few such stretches; null
+            shuffles fully.
         cache: keep all training images in memory, decoded once, their shorter side at most this many pixels; null decodes anew.
-        captions: captions of each image in a training batch, drawn anew each epoch; all are its positives.
+        captions: captions of each image in a training batch, drawn anew each epoch; all are its positives. "all" takes
+            as many as the sample with most has.
+        caption_fields: where training captions are drawn from, with probabilities, such as {txt: 0.5, synthetic: 0.5}:
+            txt is KEY.txt, other names are fields of KEY.json; null takes KEY.txt.
+        decode: fast decodes a training JPEG at the smallest scale that its crop needs, exact decodes it whole.
         augment: training augmentation.
+        stream: reading what is not local.
         spec: size, normalisation and vocabulary; filled in from the model.
     """
 
@@ -43,28 +62,61 @@ class PairData(pl.LightningDataModule):
         val: str | list[str] | None = None,
         test: str | list[str] | None = None,
         zeroshot: str | None = None,
+        weights: list[float] | None = None,
         batch_size: int = 256,
         workers: int = 2,
+        prefetch: int = 2,
         seed: int = 0,
+        shuffle_block: int | None = None,
         cache: int | None = None,
-        captions: int = 1,
+        captions: int | str = 1,
+        caption_fields: dict[str, float] | None = None,
+        decode: str = "fast",
         augment: Augment = Augment(),  # noqa: B008  (never changed; the default is the command line's documentation)
+        stream: StreamOptions = StreamOptions(),  # noqa: B008  (likewise)
         spec: dict[str, Any] | None = None,
     ):
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("captions", captions, 1)):
-            if value < least:
-                raise ValueError(f"data.{name} is {value}, so nothing could be read; use {least} or more")
-        if cache is not None and spec is not None and cache < max(spec["image"]["size"]):
-            raise ValueError(
-                f"data.cache {cache} is smaller than the model's images ({max(spec['image']['size'])} px), which would be "
-                "blurred by enlarging; set it to that size or more"
-            )
         self.paths = {"train": train, "val": val, "test": test, "zeroshot": zeroshot}
-        self.batch_size, self.workers, self.seed, self.cache_side = batch_size, workers, seed, cache
-        self.augment, self.captions, self.spec = augment, captions, spec
+        self.weights, self.batch_size, self.workers, self.prefetch = weights, batch_size, workers, prefetch
+        self.seed, self.shuffle_block, self.cache_side = seed, shuffle_block, cache
+        self.captions: int | str = captions
+        self.fields = caption_fields
+        self.decode, self.augment, self.stream, self.spec = decode, augment, stream, spec
+        self._check()
         self.sources: dict[str, Source] = {}
+        self.streams: list[list[str]] | None = None  # the shards of each item of `train`, where they are streams
         self._cache: ImageCache | None = None
+        self._before: dict[str, Any] = {}  # the data settings of the run that a checkpoint is of
+
+    def _check(self) -> None:
+        """ValueError for settings under which nothing, or something else than was meant, would be read."""
+        least = {"batch_size": 1, "workers": 0, "prefetch": 1, "shuffle_block": 1, "captions": 1}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value != "all" and not (isinstance(value, int) and value >= bound):
+                raise ValueError(f"data.{name} is {value}, so nothing could be read; use {bound} or more")
+        if self.decode not in ("fast", "exact"):
+            raise ValueError(f"data.decode {self.decode!r} is unknown; use fast or exact")
+        if self.fields is not None and (not self.fields or not all(0 < p < float("inf") for p in self.fields.values())):
+            raise ValueError(
+                f"data.caption_fields {self.fields}: each field needs a probability above 0, or it is no choice"
+            )
+        if self.fields is not None and self.captions == "all":
+            raise ValueError("data.captions all counts the lines of KEY.txt, not data.caption_fields; set a number")
+        if self.cache_side is not None and self.spec is not None and self.cache_side < max(self.spec["image"]["size"]):
+            raise ValueError(
+                f"data.cache {self.cache_side} is smaller than the model's images ({max(self.spec['image']['size'])} px), "
+                "which would be blurred by enlarging; set it to that size or more"
+            )
+        if self.weights is not None and len(self.weights) != len(self._train()):
+            raise ValueError(
+                f"data.weights has {len(self.weights)} numbers and data.train {len(self._train())} items; give one for each"
+            )
+
+    def _train(self) -> list[str]:
+        train = self.paths["train"]
+        return train if isinstance(train, list) else [train] if train else []
 
     def setup(self, stage: str) -> None:
         """Open the sources of a stage; a missing or empty one is an error before any work."""
@@ -76,27 +128,105 @@ class PairData(pl.LightningDataModule):
             path = self.paths[name]
             if path is None and name == required:
                 raise ValueError(f"data.{name} is not set, so there is nothing to {stage}; name a folder of shards")
-            if path is not None and name not in self.sources:
+            if name == "train" and any(is_remote(item) for item in self._train()):
+                self._open_streams()
+            elif path is not None and name not in self.sources:
                 self.sources[name] = open_source(path)
                 for reason, names in self.sources[name].problems.items():
                     log.warning("%s: %d dropped: %s (first: %s)", name, len(names), reason, names[0])
-        if stage == "fit" and self.cache_side and self._cache is None:
-            self._cache = ImageCache(self.sources["train"], self.cache_side)
+        if stage == "fit" and self.streams is None:
+            self._prepare_train()
+
+    def _open_streams(self) -> None:
+        unusable: dict[str, Any] = {"cache": self.cache_side, "shuffle_block": self.shuffle_block}
+        if self.captions == "all":
+            unusable["captions"] = "all"
+        for name, value in unusable.items():
+            if value is not None:
+                raise ValueError(
+                    f"data.{name} {value} needs local shards, and data.train is read as a stream; leave it out"
+                )
+        self.streams = [expand([item]) for item in self._train()]
+        for shards in self.streams:
+            peek(shards)
+
+    def _prepare_train(self) -> None:
+        if self.captions == "all":
+            self.captions = most_captions(self.sources["train"])
+        if self.weights is not None:
+            _ = self.batches  # weights that cannot be met are an error before any work
+        if self.cache_side and self._cache is None:
+            self._cache = ImageCache(self.sources["train"], self.cache_side, self.decode)
 
     @property
-    def batches(self) -> int:
-        """Batches of a training epoch, known after `setup`."""
-        return len(self.sources["train"]) // self.batch_size
+    def names(self) -> list[str]:
+        """What counts per source go under, one for each item of `train`; known after `setup`."""
+        return self._train() if self.streams is not None else self.sources["train"].names
 
-    def train_dataloader(self) -> DataLoader:
+    @property
+    def listed(self) -> dict[tuple[int, str], int]:
+        """Samples that listing the training shards left out, by (number of the source, reason)."""
+        return {} if self.streams is not None else self.sources["train"].problem_counts
+
+    def left_over(self) -> dict[str, int]:
+        """Samples of the epoch just over that were neither seen nor dropped."""
+        assert self.trainer is not None
+        left = {"incomplete_batch": self.trainer.train_dataloader.sampler.incomplete}  # type: ignore[union-attr]
+        if self.streams is None and self.weights is not None:
+            left["other_epochs"] = len(self.sources["train"]) - self._samples()
+        return left
+
+    @property
+    def batches(self) -> float:
+        """Batches of a training epoch, known after `setup`; infinity for streams, whose length nobody knows."""
+        return float("inf") if self.streams is not None else self._samples() // self.batch_size
+
+    def _samples(self) -> int:
+        source = self.sources["train"]
+        if self.weights is None:
+            return len(source)
+        return sum(weighted_counts(np.bincount(source.origin, minlength=len(self.weights)).tolist(), self.weights))
+
+    def train_dataloader(self) -> DataLoader | StreamLoader:
         """Batches of the current epoch; a resumed run starts after the last batch it had finished."""
         assert self.trainer is not None
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
-        done = progress.current.processed  # a crash may have begun one more
-        over = progress.is_last_batch and 0 < done == progress.current.ready  # written with an epoch's last batch
-        epoch = self.trainer.current_epoch + int(over)
-        pairs = Pairs(self.sources["train"], self._spec(), self.augment, self.seed, self._cache, self.captions)
-        return self._loader(pairs, shuffle=True, epoch=epoch, start=0 if over else done)
+        epoch, done = position(self.trainer)
+        place = {"epoch": epoch, "start": done}
+        if done:
+            self._check_resumed()
+        assert isinstance(self.captions, int)
+        prepare = Prepare(self._spec(), self.augment, self.seed, self.captions, self.fields, self.decode)
+        place = {"epoch": epoch, "start": done, "rank": self.trainer.global_rank, "ranks": self.trainer.world_size}
+        if self.streams is not None:
+            return make_stream_loader(
+                self.streams,
+                self.weights,
+                prepare,
+                Collate(prepare.spec, all_captions=False, captions=self.captions),
+                options=self.stream,
+                batch_size=self.batch_size,
+                seed=self.seed,
+                workers=self.workers,
+                prefetch=self.prefetch,
+                **place,
+            )
+        return make_loader(
+            self.sources["train"],
+            prepare,
+            BatchOrder(self._samples(), self.batch_size, self._order, **place),
+            self.workers,
+            all_captions=False,
+            cache=self._cache,
+            block=self.shuffle_block,
+            prefetch=self.prefetch,
+        )
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The positions that a training epoch shows, in its order."""
+        source = self.sources["train"]
+        if self.weights is None:
+            return epoch_order(len(source), self.seed, epoch, self.shuffle_block)
+        return weighted_order(source.origin, self.weights, self.seed, epoch, self.shuffle_block)
 
     def val_dataloader(self) -> list[DataLoader]:
         return [self._evaluation(name) for name in ("val", "zeroshot") if name in self.sources]
@@ -105,7 +235,10 @@ class PairData(pl.LightningDataModule):
         return self._evaluation("test")
 
     def _evaluation(self, name: str) -> DataLoader:
-        return self._loader(Pairs(self.sources[name], self._spec()), shuffle=False)
+        source, trainer = self.sources[name], self.trainer
+        rank, ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        order = BatchOrder(len(source), self.batch_size, rank=rank, ranks=ranks)
+        return make_loader(source, Prepare(self._spec()), order, self.workers, all_captions=True)
 
     def _spec(self) -> dict[str, Any]:
         if self.spec is None:
@@ -114,29 +247,27 @@ class PairData(pl.LightningDataModule):
             )
         return self.spec
 
-    def _loader(self, pairs: Pairs, *, shuffle: bool, epoch: int = 0, start: int = 0) -> DataLoader:
-        trainer = self.trainer
-        rank, ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        order = BatchOrder(
-            len(pairs),
-            self.batch_size,
-            rank=rank,
-            ranks=ranks,
-            seed=self.seed,
-            shuffle=shuffle,
-            epoch=epoch,
-            start=start,
-        )
-        return make_loader(pairs, order, self.workers, all_captions=not shuffle)
+    def state_dict(self) -> dict[str, Any]:
+        """What fixes the order of samples, in plain types; the position is Lightning's count of batches."""
+        about: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size, "weights": self.weights}
+        if self.streams is not None:
+            assert self.trainer is not None
+            shards = [[re.sub(r"\?.*", "", url) for url in urls] for urls in self.streams]  # signatures expire
+            digest = hashlib.sha256(json.dumps(shards).encode()).hexdigest()
+            own = {"ranks": self.trainer.world_size, "workers": self.workers, "buffer": self.stream.buffer}
+            return about | own | {"shards": digest}
+        return about | {"shuffle_block": self.shuffle_block, "samples": len(self.sources["train"])}
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = state_dict
 
-def make_loader(pairs: Pairs, order: BatchOrder, workers: int, all_captions: bool) -> DataLoader:
-    """A DataLoader whose batches are those of `order`."""
-    return DataLoader(
-        Batches(pairs, all_captions),
-        sampler=order,
-        batch_size=None,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )
+    def _check_resumed(self) -> None:
+        """In the middle of an epoch, settings that would give another order than it was begun with are refused."""
+        now = self.state_dict()
+        for name, before in self._before.items():
+            if now.get(name) != before:
+                was = "other ones" if name == "shards" else f"{before}, now {now.get(name)}"
+                raise ValueError(
+                    f"the checkpoint stands in the middle of an epoch with {name} {was}: samples would be repeated and others "
+                    "never seen; resume with what it was, or from a checkpoint at an epoch's end"
+                )

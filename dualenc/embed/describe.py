@@ -10,6 +10,8 @@ import pyarrow as pa
 from dualenc.data.items import plain
 from dualenc.data.shards import Source
 
+WORDS = ("txt", "json", "cls")  # what is read of a sample: all but its image
+
 
 def describe(source: Source, positions: np.ndarray) -> tuple[pa.Table, list[list[str]]]:
     """Metadata of the given samples, one row each, and their captions.
@@ -20,12 +22,13 @@ def describe(source: Source, positions: np.ndarray) -> tuple[pa.Table, list[list
     columns = ("key", "caption", "captions", "image_path", "image_offset", "image_size", "label")
     rows, captions = [], []
     for i in map(int, positions):
-        some = source.captions(i)
-        place = source.location(i)
-        assert place is not None
-        known = (source.keys[i], some[0] if some else None, some, *place, source.label(i))
+        sample, place = source.sample(i, WORDS), source.location(i)
+        if place is None:
+            raise FileNotFoundError(f"{source.keys[i]}: its image is gone since {source.path} was listed; restore it")
+        some = sample.captions()
+        known = (sample.key, some[0] if some else None, some, *place, sample.label())
         row = dict(zip(columns, known, strict=True))
-        rows.append(row | _others(source.metadata(i), row))
+        rows.append(row | _others(sample.metadata(), row))
         captions.append(some)
     types = [pa.string(), pa.string(), pa.list_(pa.string()), pa.string(), pa.int64(), pa.int64(), pa.int64()]
     fixed = {n: pa.array([r[n] for r in rows], t) for n, t in zip(columns, types, strict=True)}

@@ -18,15 +18,15 @@ import torch.distributed as dist
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
 
-from dualenc.data.dataset import Pairs
-from dualenc.data.module import make_loader
+from dualenc.data.loader import make_loader
 from dualenc.data.order import BatchOrder
+from dualenc.data.prepare import Prepare
 from dualenc.data.shards import Source
 from dualenc.embed.describe import describe
 from dualenc.embed.store import Store, open_store
 from dualenc.embed.store_writer import StoreWriter
 from dualenc.model.encoder import DualEncoder
-from dualenc.model.towers import image_features, text_features
+from dualenc.model.towers import image_features, text_features_sorted
 
 log = logging.getLogger("dualenc")
 
@@ -59,7 +59,7 @@ class _Predict(pl.LightningModule):
     def predict_step(self, batch: dict[str, Any], _: int) -> None:
         row = batch["text_row"]
         kept = batch["valid"][row]
-        text = text_features(self.model, batch["all_text"])[kept] if len(row) else torch.empty(0, 0)
+        text = text_features_sorted(self.model, batch["all_text"])[kept] if len(row) else torch.empty(0, 0)
         part = {
             "image": image_features(self.model, batch["image"])[batch["valid"]].float().cpu().numpy(),
             "position": batch["position"][batch["valid"]].cpu().numpy(),
@@ -96,11 +96,11 @@ def embed_source(
     trainer = _trainer(batch_size, workers, accelerator, devices)
     ranks = trainer.world_size
     order = BatchOrder(
-        last - first, -(-batch_size // ranks) * ranks, shuffle=False, rank=trainer.global_rank, ranks=ranks, first=first
+        last - first, -(-batch_size // ranks) * ranks, rank=trainer.global_rank, ranks=ranks, first=first
     )
     with tqdm(total=-(-(last - first) // ranks), desc="embedding", unit="img", disable=None) as bar:
         predict = _Predict(encoder, bar)
-        loader = make_loader(Pairs(source, encoder.spec), order, workers, all_captions=True)
+        loader = make_loader(source, Prepare(encoder.spec, decode=encoder.decode), order, workers, all_captions=True)
         try:
             trainer.predict(predict, loader, return_predictions=False)
         finally:

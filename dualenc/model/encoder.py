@@ -12,42 +12,62 @@ import dualenc.torchvision_ops  # noqa: F401  (before open_clip)
 
 import numpy as np
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import nn
 
 from dualenc.images import open_image, to_rgb
 from dualenc.model import folder
 from dualenc.model.spec import input_spec
-from dualenc.model.towers import pads_to_longest, text_features
+from dualenc.model.towers import image_features, text_features_sorted
+from dualenc.pixels import FAST, evaluation
 
 log = logging.getLogger("dualenc")
+
+PIECE = 65_536  # captions whose tokens are in memory at once, and that are sorted by length among themselves
 
 
 class DualEncoder:
     """Embeds images and captions into one space.
 
     Attributes: `dim` D; `fingerprint` (see DESIGN, "Encoder folder"); `path` what it was loaded from; `model`,
-    `tokenizer` open_clip's own; `spec` what loader workers need.
+    `tokenizer` open_clip's own; `spec` what loader workers need; `decode` how images are decoded: "exact", or "fast", which
+    takes large JPEGs at a part of their sides and stays within 1/255 in the mean.
     """
 
-    def __init__(self, loaded: folder.Loaded, path: str = "", device: str | torch.device | None = None):
+    def __init__(
+        self,
+        loaded: folder.Loaded,
+        path: str = "",
+        device: str | torch.device | None = None,
+        decode: str = "exact",
+    ):
+        if decode not in FAST:
+            raise ValueError(f"decode {decode!r} is unknown; use {' or '.join(FAST)}")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model: nn.Module = loaded.model.eval()
         self.tokenizer, self.model_cfg, self.provenance = loaded.tokenizer, loaded.model_cfg, loaded.provenance
-        self.path = path
-        self.fingerprint = folder.fingerprint(self.model, self.tokenizer)
+        self.path, self.decode = path, decode
+        self.fingerprint = folder.fingerprint(self.model, self.tokenizer, decode)
         self.model.to(self.device)
-        self._preprocess = image_transform_v2(PreprocessCfg(**self.model.visual.preprocess_cfg), is_train=False)  # type: ignore
 
     @classmethod
-    def load(cls, name: str | Path, device: str | torch.device | None = None) -> DualEncoder:
+    def load(
+        cls,
+        name: str | Path,
+        device: str | torch.device | None = None,
+        decode: str = "exact",
+        fingerprint: str | None = None,
+    ) -> DualEncoder:
         """Load an encoder folder, a training .ckpt, "NAME:TAG", "NAME:random", "NAME:FILE" or "hf-hub:org/repo" (open_clip's).
 
-        ValueError or FileNotFoundError with one line when it is none of these, or damaged. Nothing is unpickled.
+        fingerprint: that of a store or an index it is to be used with; where that was made with the fast decode, so is the
+        encoder. ValueError or FileNotFoundError with one line when it is none of these, or damaged. Nothing is unpickled.
         """
-        local = Path(name).exists()
-        return cls(folder.load(str(name)), str(Path(name).resolve()) if local else str(name), device)
+        path = str(Path(name).resolve()) if Path(name).exists() else str(name)
+        loaded = folder.load(str(name))
+        if fingerprint is not None and fingerprint == folder.fingerprint(loaded.model, loaded.tokenizer, "fast"):
+            decode = "fast"
+        return cls(loaded, path, device, decode)
 
     def save(self, path: str | Path, replace: bool = False) -> str:
         """Write an encoder folder; returns the fingerprint."""
@@ -70,32 +90,36 @@ class DualEncoder:
         ValueError (`dualenc.images.BadImage`) names a file that does not decode; OSError one that cannot be read.
         """
 
+        def pixels(picture: Any) -> np.ndarray:
+            if isinstance(picture, str | Path):
+                return open_image(picture, lambda data: evaluation(data, self.spec["image"], self.decode))
+            return evaluation(to_rgb(picture)[0], self.spec["image"], self.decode)
+
         def batch(part: Sequence[Any]) -> torch.Tensor:
-            pictures = [open_image(x) if isinstance(x, str | Path) else to_rgb(x)[0] for x in part]
-            pixels = torch.stack([self._preprocess(picture) for picture in pictures])
-            features = self.model.encode_image(pixels.to(self.device))  # type: ignore[operator]
-            return torch.nn.functional.normalize(features, dim=-1)
+            stacked = torch.from_numpy(np.stack([pixels(picture) for picture in part])).permute(0, 3, 1, 2)
+            return image_features(self.model, stacked.to(self.device))
 
         return self._embed(batch, _several(images), batch_size)
 
     def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
-        """Embed captions. Returns (N, D) float32, unit rows. Captions longer than the context are cut at it."""
-        shorten = pads_to_longest(self.model)
+        """Embed captions, those of a length together. Returns (N, D) float32, unit rows, in the order given.
 
-        def batch(part: Sequence[str]) -> torch.Tensor:
-            tokens = self.tokenizer(list(part))  # (B, context)
-            full = [text for text, last in zip(part, tokens[:, -1], strict=True) if last]
-            if cut := sum(
-                len(self.tokenizer.encode(text)) + 2 > tokens.shape[1]
-                for text in full
-                if hasattr(self.tokenizer, "encode")
-            ):
-                log.warning("%d captions were cut at the context of %d tokens", cut, tokens.shape[1])
-            if shorten:  # zeros pad; the end of text is not zero
-                tokens = tokens[:, : int(tokens.any(dim=0).nonzero().max()) + 1]
-            return text_features(self.model, tokens.to(self.device))
+        Captions longer than the context are cut at it, and counted in the log.
+        """
+        cut = 0
 
-        return self._embed(batch, _several(texts), batch_size)
+        def piece(part: Sequence[str]) -> torch.Tensor:
+            nonlocal cut
+            tokens = self.tokenizer(list(part))  # (T, context)
+            full = [text for text, last in zip(part, tokens[:, -1].tolist(), strict=True) if last]
+            if hasattr(self.tokenizer, "encode"):
+                cut += sum(len(self.tokenizer.encode(text)) + 2 > tokens.shape[1] for text in full)
+            return text_features_sorted(self.model, tokens.to(self.device), batch_size)
+
+        rows = self._embed(piece, _several(texts), batch_size * -(-PIECE // batch_size))
+        if cut:
+            log.warning("%d captions were cut at the context of %d tokens", cut, self.tokenizer.context_length)
+        return rows
 
     def _embed(self, batch: Callable[[Any], torch.Tensor], items: Sequence[Any], batch_size: int) -> np.ndarray:
         rows = np.empty((len(items), self.dim), dtype=np.float32)

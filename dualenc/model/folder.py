@@ -34,13 +34,17 @@ class Loaded(NamedTuple):
     provenance: dict[str, Any]
 
 
-def fingerprint(model: nn.Module, tokenizer: Any) -> str:
-    """SHA-256 over the tensors sorted by name (name, dtype, shape, bytes) and canonical JSON of preprocessing and tokenizer."""
+def fingerprint(model: nn.Module, tokenizer: Any, decode: str = "exact") -> str:
+    """SHA-256 over the tensors sorted by name (name, dtype, shape, bytes) and canonical JSON of preprocessing and tokenizer.
+
+    decode: how images are decoded; any other than "exact" gives other embeddings, so it is a part of the preprocessing.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    about = {"preprocess": preprocess_of(model), "tokenizer": tokenizer_of(tokenizer)}
+    preprocess = preprocess_of(model) | ({} if decode == "exact" else {"decode": decode})
+    about = {"preprocess": preprocess, "tokenizer": tokenizer_of(tokenizer)}
     digest.update(json.dumps(about, sort_keys=True, separators=(",", ":")).encode())
     return digest.hexdigest()
 

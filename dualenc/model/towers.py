@@ -86,6 +86,23 @@ def text_features(model: Any, tokens: Tensor) -> Tensor:
     return F.normalize(functional_call(_EncodeText(model), shorter, (tokens,)), dim=-1)
 
 
+def text_features_sorted(model: Any, tokens: Tensor, chunk: int = 64) -> Tensor:
+    """Unit embeddings (T, D) of token ids (T, L), as `text_features` gives them, in less time.
+
+    Where `pads_to_longest(model)`: shortest first, `chunk` captions at a time, each chunk cut at its own longest, and the
+    rows put back in the order given. Zeros pad; the end of text is not zero.
+    """
+    if not len(tokens):
+        return text_features(model, tokens)
+    if not pads_to_longest(model):
+        return torch.cat([text_features(model, part) for part in tokens.split(chunk)])
+    lengths = tokens.shape[1] - tokens.flip(1).ne(0).to(torch.uint8).argmax(dim=1)
+    lengths, order = lengths.cpu().sort(stable=True)  # one wait for the device, not one for each chunk
+    parts = zip(order.to(tokens.device).split(chunk), lengths.split(chunk), strict=True)
+    rows = torch.cat([text_features(model, tokens[rows, : int(length[-1])]) for rows, length in parts])
+    return rows[order.argsort().to(rows.device)]
+
+
 def pads_to_longest(model: Any) -> bool:
     """True where padding after the end of text changes nothing: causal attention, pooled at the end of text."""
     text = getattr(model, "text", model)

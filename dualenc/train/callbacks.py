@@ -49,6 +49,14 @@ class ExactGradients(Callback):
             log.warning("batch norm normalises by %s; everything else is exactly one process's gradient", by)
 
 
+class KeepLogs(Callback):
+    """Writes out what is logged whenever a checkpoint is written: a run that is killed and resumed lacks no row."""
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, *_: Any) -> None:
+        for logger in trainer.loggers:
+            logger.save()
+
+
 class WriteEncoder(Callback):
     """At the end of fit, writes the encoder folder from the best checkpoint (by the monitored score), or the last weights.
 

@@ -1,6 +1,8 @@
-"""Features of all ranks, with gradients: each rank sees the whole batch, so the loss is that of one process."""
+"""What all ranks have, on every rank: features with their gradients, so that the loss is that of one process; and counts."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,3 +22,12 @@ def gather_rows(image: Tensor, text: Tensor, valid: Tensor) -> tuple[Tensor, Ten
     whole = torch.cat(all_gather(packed))
     dim = image.shape[1]
     return whole[:, :dim], whole[:, dim:-1], whole[:, -1] > 0.5
+
+
+def gathered(value: Any) -> list[Any]:
+    """The value of every rank; only arrays and plain types of our own pass through."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return [value]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, value)
+    return parts

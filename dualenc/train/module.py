@@ -17,8 +17,9 @@ from dualenc.model.losses import contrastive_loss, sigmoid_loss
 from dualenc.model.names import class_files
 from dualenc.model.spec import input_spec
 from dualenc.model.towers import build, check_config, image_features, text_features
-from dualenc.train.gather import gather_rows
-from dualenc.train.validation import Counts, Embeddings, zero_shot_scores
+from dualenc.train import accounting
+from dualenc.train.gather import gather_rows, gathered
+from dualenc.train.validation import Embeddings, zero_shot_scores
 
 log = logging.getLogger("dualenc")
 
@@ -81,7 +82,7 @@ class ContrastiveModule(pl.LightningModule):
         self.betas, self.warmup_steps = betas, warmup_steps
         self._towers(start_from, name, embed_dim, vision, text, quick_gelu, preprocess or {}, temperature)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.counts = Counts()
+        self.counts = accounting.Counts()
         self._seen: dict[int, Embeddings] = {}
 
     def _towers(self, start_from, name, embed_dim, vision, text, quick_gelu, preprocess, temperature) -> None:  # type: ignore[no-untyped-def]
@@ -117,7 +118,7 @@ class ContrastiveModule(pl.LightningModule):
         source = getattr(self.trainer.datamodule, "sources", {}).get("zeroshot")  # type: ignore[attr-defined]
         if source is not None:
             class_files(self.trainer.datamodule.paths["zeroshot"])  # type: ignore[attr-defined]
-            if all(source.label(i) is None for i in range(min(len(source), 100))):
+            if all(source.sample(i, ("cls",)).label() is None for i in range(min(len(source), 100))):
                 raise ValueError(
                     f"data.zeroshot: {source.path} has no KEY.cls, so no right classes; add them or leave it out"
                 )
@@ -179,7 +180,15 @@ class ContrastiveModule(pl.LightningModule):
             self.model.logit_scale.clamp_(0, math.log(self.max_logit_scale))  # type: ignore[union-attr,operator]
 
     def on_train_epoch_end(self) -> None:
-        self.log_dict(self.counts.take(self.trainer), rank_zero_only=True)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        total = accounting.merged(self.counts.total(), data.listed)
+        left = data.left_over()
+        if data.streams is not None:  # each rank has its own
+            left["incomplete_batch"] = sum(gathered(left["incomplete_batch"]))
+        self.counts.clear()
+        if self.trainer.is_global_zero:
+            accounting.report(total, left, self.current_epoch)
+        self.log_dict(accounting.metrics(total, left, data.names), rank_zero_only=True)
 
     def validation_step(self, batch: dict[str, Any], _: int, dataloader_idx: int = 0) -> None:
         self._seen.setdefault(dataloader_idx, Embeddings()).add(self.model, batch)
@@ -217,7 +226,8 @@ class ContrastiveModule(pl.LightningModule):
         total = total_steps(self.trainer)
         if not math.isfinite(total):
             raise ValueError(
-                "training has no end, so the cosine schedule has no length; set trainer.max_steps or max_epochs"
+                "training has no end that is known, so the cosine schedule has no length; set trainer.max_steps (the only way "
+                "for streams, whose length nobody knows) or max_epochs"
             )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_cosine(step, self.warmup_steps, int(total))
@@ -229,7 +239,13 @@ class ContrastiveModule(pl.LightningModule):
             "model_cfg": self.model_cfg,
             "preprocess_cfg": folder.preprocess_of(self.model),
             "training": self.provenance(),
+            "counts": self.counts.state(),
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        if self.trainer.is_global_zero and not progress["is_last_batch"]:
+            self.counts.load(checkpoint["dualenc"].get("counts", []))
 
 
 def total_steps(trainer: pl.Trainer) -> float:
@@ -239,7 +255,10 @@ def total_steps(trainer: pl.Trainer) -> float:
     where it starts: a resumed epoch would begin anew.
     """
     batches, limit = trainer.datamodule.batches, trainer.limit_train_batches  # type: ignore[attr-defined]
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    if isinstance(limit, int) or batches == math.inf:
+        batches = min(batches, limit if isinstance(limit, int) else math.inf)
+    else:
+        batches = int(batches * limit)
     epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
     return min(batches * epochs, trainer.max_steps if trainer.max_steps != -1 else math.inf)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import re
 import shutil
@@ -20,9 +21,11 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from dualenc.data.module import PairData
-from dualenc.files import refuse_existing, shipped
+from dualenc.data.stream.remote import is_remote
+from dualenc.files import refuse_existing, shipped, whole_file
 from dualenc.model.folder import read_checkpoint
-from dualenc.train.callbacks import ExactGradients, Progress, WriteEncoder
+from dualenc.train.callbacks import ExactGradients, KeepLogs, Progress, WriteEncoder
+from dualenc.train.checkpoint import WholeFiles, last_checkpoints
 from dualenc.train.module import ContrastiveModule
 
 NOISE = (  # true of our own loaders by design, or of no use to a user
@@ -81,7 +84,8 @@ class CLI(LightningCLI):
             config.checkpoint.monitor = "val/mean_recall"
         if config.checkpoint.filename is None:
             config.checkpoint.filename = "best-{step}" if config.checkpoint.monitor else "newest-{step}"
-        config.checkpoint.save_last = config.checkpoint.monitor is None  # else it would be the best's copy: see _last
+        self._last = last_checkpoints(config.checkpoint)
+        config.checkpoint.every_n_train_steps = config.checkpoint.train_time_interval = None  # of last.ckpt alone
         if config.trainer.precision is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
             config.trainer.precision = "bf16-mixed"
         self._check_checkpoint(config)
@@ -107,6 +111,12 @@ class CLI(LightningCLI):
         if config.ckpt_path not in (None, "last", "best", "hpc"):
             read_checkpoint(Path(config.ckpt_path))
 
+    def _checkpoint(self, config: Any) -> Path:
+        """The file that --ckpt_path means."""
+        if config.ckpt_path != "last":
+            return Path(config.ckpt_path)
+        return max(Path(config.checkpoint.dirpath).glob("last*.ckpt"), key=lambda path: path.stat().st_mtime)
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config[self.subcommand]
         root = Path(config.trainer.default_root_dir)
@@ -117,39 +127,45 @@ class CLI(LightningCLI):
                 TensorBoardLogger(root, name="", version=version, default_hp_metric=False),
             ]
             if self.subcommand == "fit" and config.ckpt_path is not None:
-                _go_on(kwargs["logger"][0])
+                _go_on(kwargs["logger"][0], self._checkpoint(config))
         if config.trainer.enable_progress_bar is not False:
             given = self.config_init[self.subcommand].trainer.callbacks or []
             kwargs["callbacks"] = [*(given if isinstance(given, list) else [given]), Progress()]
+        plugins = config.trainer.plugins or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeFiles()]
         trainer: Any = super().instantiate_trainer(**kwargs)
-        trainer.callbacks += [ExactGradients(), *([LearningRateMonitor("step")] if trainer.loggers else [])]
+        trainer.callbacks += [ExactGradients(), KeepLogs(), *([LearningRateMonitor("step")] if trainer.loggers else [])]
         if self.subcommand == "fit":
-            last = [_last(config.checkpoint)] if config.checkpoint.monitor else []
-            trainer.callbacks += [*last, WriteEncoder(root / "encoder")]
+            trainer.callbacks += [*self._last, WriteEncoder(root / "encoder")]
         return trainer
 
 
-def _last(best: Any) -> ModelCheckpoint:
-    """Writes last.ckpt as often as `best` looks; Lightning's `save_last` writes one only when there is a new best."""
-    when = ("every_n_train_steps", "every_n_epochs", "train_time_interval", "save_on_train_epoch_end")
-    often = {name: best[name] for name in when}
-    return ModelCheckpoint(best.dirpath, filename="last", enable_version_counter=False, **often)
-
-
 @rank_zero_only
-def _go_on(logger: CSVLogger) -> None:
-    """Keep the metrics.csv that is there, which Lightning deletes: a resumed run's curve would lose its beginning."""
+def _go_on(logger: CSVLogger, checkpoint: Path) -> None:
+    """Keep the metrics.csv that is there, which Lightning deletes, up to the checkpoint: the steps after it come again."""
     path = Path(logger.log_dir, "metrics.csv")
+    aside = path.with_name("metrics.before.csv")  # until the new file is whole
     if path.is_file():
-        before = path.read_text()
-        writer = logger.experiment  # opens the log: the file is gone
-        path.write_text(before)
-        writer.metrics_keys = before.splitlines()[0].split(",")
+        path.replace(aside)
+    writer = logger.experiment  # would delete metrics.csv
+    if not aside.is_file():
+        return
+    done = read_checkpoint(checkpoint)["global_step"]
+    with open(aside, newline="") as file:
+        before = [row for row in csv.DictReader(file) if None not in row.values()]  # a kill may have cut the last one
+    if before:
+        writer.metrics_keys = list(before[0])
+        with whole_file(path) as partial, open(partial, "w", newline="") as file:
+            rows = csv.DictWriter(file, writer.metrics_keys)
+            rows.writeheader()
+            rows.writerows(row for row in before if int(row["step"]) < done)
+    aside.unlink()
 
 
 def _check_paths(name: str, value: Any) -> None:
     for path in value if isinstance(value, list) else [value]:
-        if path and not any(c in path for c in "*{[") and not Path(path).exists():
+        local = path and not is_remote(path) and not any(c in path for c in "*{[")
+        if local and not Path(path).exists():
             raise FileNotFoundError(f"{name}: {path} does not exist, so there is no data to read; check the path")
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import collections
 import functools
 import logging
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from dualenc.evaluate.metrics import left_out, retrieval_metrics, zero_shot_metrics
 from dualenc.model.names import zero_shot_classifier
 from dualenc.model.towers import image_features, pads_to_longest, text_features
+from dualenc.train.gather import gathered
 
 log = logging.getLogger("dualenc")
 
@@ -23,28 +22,6 @@ log = logging.getLogger("dualenc")
 def warn_once(text: str) -> None:
     """Log a line the first time it comes up, not at every validation."""
     log.warning(text)
-
-
-class Counts:
-    """Samples seen, dropped by reason, and captions cut at the context, over an epoch and all ranks."""
-
-    def __init__(self) -> None:
-        self._counts: collections.Counter[str] = collections.Counter()
-
-    def add(self, batch: dict[str, Any]) -> None:
-        self._counts["seen"] += int(batch["valid"].sum())
-        self._counts["captions_cut"] += batch["truncated"]
-        self._counts.update(f"dropped: {reason}" for reason in batch["reason"] if reason)
-
-    def take(self, trainer: Any) -> dict[str, float]:
-        """The counts of all ranks, under `data/…`; starts anew."""
-        counts = gathered(dict(self._counts))
-        total: collections.Counter[str] = collections.Counter()
-        for part in counts:
-            total.update(part)
-        self._counts.clear()
-        total["incomplete_batch"] = getattr(trainer.train_dataloader.sampler, "incomplete", 0)
-        return {f"data/{name.replace(': ', '/').replace(' ', '_')}": float(count) for name, count in total.items()}
 
 
 class Embeddings:
@@ -122,12 +99,3 @@ def zero_shot_scores(
     classifier = zero_shot_classifier(embed_texts, names, templates)  # (C, D)
     scores = zero_shot_metrics(rows["image"] @ classifier.T, rows["label"])
     return {k: v for k, v in scores.items() if v is not None}
-
-
-def gathered(value: Any) -> list[Any]:
-    """The value of every rank; only arrays and plain types of our own pass through."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return [value]
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, value)
-    return parts

@@ -16,6 +16,7 @@ COMMANDS = {
     "data scenes",
     "data pack",
     "data check",
+    "data bench",
     "fit",
     "validate",
     "test",

@@ -71,6 +71,10 @@ def test_every_kind_of_damage_is_found_and_named(tmp_path):
         + members("json", good, b"a", json=b"{")
         + [("alone.txt", b"a")],
     )
+    flipped = write_tar(tmp_path / "data" / "d.tar", members("bit", good, b"a") + members("next", good, b"a"))
+    content = bytearray(flipped.read_bytes())
+    content[0] ^= 1
+    flipped.write_bytes(content)
     write_tar(tmp_path / "data" / "b.tar", members("good", good, b"a") + members("last", good, b"a"))
     with tarfile.open(tmp_path / "data" / "b.tar") as tar:
         inside = tar.getmember("last.jpg").offset_data + 10
@@ -82,7 +86,8 @@ def test_every_kind_of_damage_is_found_and_named(tmp_path):
     assert report.problems == {
         "truncated shard": [str(tmp_path / "data" / "b.tar")],
         "not a tar": [str(tmp_path / "data" / "c.tar")],
-        "missing image": ["alone"],
+        "damaged shard": [str(flipped)],
+        "missing image": ["alone", "bit"],
         "duplicate key": ["good"],
         "truncated image": ["cut"],
         "zero bytes": ["void"],
@@ -93,7 +98,7 @@ def test_every_kind_of_damage_is_found_and_named(tmp_path):
         "class without a name": ["high"],
         "metadata is not a JSON object": ["json"],
     }
-    assert (report.samples, report.images) == (10, 7)
+    assert (report.samples, report.images) == (11, 8)
     assert all(reason in str(report) for reason in report.problems)
     assert str(report).splitlines()[-1].split() == ["result", "broken"]
 
@@ -145,4 +150,4 @@ def test_a_file_that_vanishes_is_a_reason_and_not_an_end(tmp_path):
     source = open_source(tmp_path)
     (tmp_path / "a.png").unlink()
     report = check(source)
-    assert report.problems == {"missing image": ["a"]} and report.images == 1
+    assert report.problems == {"unreadable file": ["a"]} and report.images == 1

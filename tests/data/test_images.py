@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dualenc.images import REASONS, BadImage, decode, decode_fully, open_image, to_rgb
+from dualenc.images import REASONS, BadImage, decode, decode_fully, open_image, opened, to_rgb
 
 WIDTH, HEIGHT = 23, 17
 
@@ -239,12 +239,15 @@ def test_whatever_the_damage_there_is_a_picture_or_a_known_reason(kind, draw):
     for _ in range(draw.draw(st.integers(1, 4))):
         data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
     data = bytes(data[: draw.draw(st.integers(0, len(data)))])
+    reduction = draw.draw(st.sampled_from([1, 2, 5]))
     try:
-        image = decode(data, max_pixels=10_000_000)
+        encoded_image = opened(data, max_pixels=10_000_000)
+        size, image = encoded_image.size, encoded_image.pixels(reduction)
     except BadImage as error:
         assert str(error) in REASONS
     else:
         assert image.mode == "RGB"
+        assert all(whole / reduction <= side <= whole for whole, side in zip(size, image.size, strict=True))
 
 
 def test_a_picture_that_was_turned_is_not_turned_again():
@@ -264,3 +267,105 @@ def test_a_file_that_does_not_decode_is_named(tmp_path):
     assert open_image(str(path)).size == (WIDTH, HEIGHT)
     with pytest.raises(FileNotFoundError):
         open_image(tmp_path / "none.png")
+
+
+def turned(image: Image.Image, orientation: int, kind: str = "JPEG", **options) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(image, kind, exif=exif, **options)
+
+
+def test_the_size_of_a_jpeg_is_told_by_its_header_alone():
+    for orientation, size in ((1, (230, 170)), (3, (230, 170)), (6, (170, 230))):
+        data = turned(picture(size=(230, 170)), orientation)
+        header = opened(data[: len(data) // 2])
+        assert header.size == size == opened(data).pixels().size
+        with pytest.raises(BadImage, match="truncated image"):
+            header.pixels()
+    for kind in ("PNG", "TIFF", "WEBP"):  # what turns these may come last
+        assert opened(turned(picture(size=(230, 170)), 6, kind)).size == (170, 230)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.floats(0.2, 20), st.integers(1, 8), st.booleans())
+def test_a_reduced_jpeg_shows_the_same_picture_in_its_box(width, height, reduction, orientation, progressive):
+    data = turned(picture(size=(width, height)), orientation, quality=95, progressive=progressive)
+    whole, reduced = decode(data), opened(data).decoded(reduction)
+    (wide, high), (left, top, right, bottom) = reduced.image.size, reduced.box
+    divisor = whole.width / (right - left)
+    assert divisor == pytest.approx(whole.height / (bottom - top)) and divisor in (1, 2, 4, 8)
+    assert divisor <= max(reduction, 1) and wide >= whole.width / max(reduction, 1)
+    assert min(left, top, wide - right, high - bottom) >= 0 and wide - (right - left) < 1 and high - (bottom - top) < 1
+    if min(width, height) >= 16:  # else a fitting divisor may not be found
+        assert divisor == max(d for d in (1, 2, 4, 8) if d <= max(reduction, 1))
+    expected = whole.resize((5, 4), Image.Resampling.BOX)
+    shown = reduced.image.resize((5, 4), Image.Resampling.BOX, box=reduced.box)
+    assert np.abs(pixels(shown) - pixels(expected)).max() <= (
+        0 if divisor == 1 else 6 + 130 * divisor / min(width, height)
+    )
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_box_lies_where_the_turned_picture_lies(orientation):
+    """One column and one row in eight of the last pixels are picture: at the wrong side, all would be 7 pixels away."""
+    ramp = np.linspace(0, 255, 8 * 23 + 1)
+    plane = np.stack([ramp[:, None] + 0 * ramp, 0 * ramp[:, None] + ramp, 0 * ramp[:, None] + ramp[::-1]], -1)
+    data = turned(Image.fromarray(plane.astype(np.uint8)), orientation, quality=95)
+    reduced = opened(data).decoded(8)
+    assert reduced.image.size == (24, 24)
+    shown = reduced.image.resize((6, 6), Image.Resampling.BICUBIC, box=reduced.box)
+    expected = decode(data).resize((6, 6), Image.Resampling.BICUBIC)
+    assert np.abs(pixels(shown) - pixels(expected)).max() <= 4
+
+
+def test_pixels_are_those_of_decode_and_a_jpeg_gives_them_again_at_other_sizes():
+    data = encoded(picture(size=(80, 60)), "JPEG")
+    source = opened(data)
+    for reduction, size in ((1, (80, 60)), (4, (20, 15)), (1.9, (80, 60)), (2, (40, 30)), (100, (10, 8))):
+        assert source.pixels(reduction).size == size and source.size == (80, 60)
+    assert np.array_equal(pixels(source.pixels()), pixels(decode(data)))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_other_formats_come_out_whole(kind):
+    data = encoded(picture(size=(80, 60)), kind)
+    source = opened(data)
+    first = source.decoded(8)
+    assert first.image.size == source.size == (80, 60) and first.box == (0, 0, 80, 60)
+    assert np.array_equal(pixels(first.image), pixels(decode(data)))
+    assert source.pixels() is first.image  # decoded once
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_cmyk_are_reduced_alike(mode):
+    data = encoded(picture(size=(160, 120)).convert(mode), "JPEG", quality=95)
+    reduced = opened(data).decoded(4)
+    assert reduced.image.size == (40, 30) and reduced.repairs == decode_fully(data).repairs
+    expected = pixels(decode(data).resize((40, 30), Image.Resampling.BOX))
+    assert np.abs(pixels(reduced.image) - expected).max() <= 8
+
+
+def test_a_cameras_mpo_is_a_jpeg():
+    first, second = picture(size=(80, 60)), Image.new("RGB", (80, 60), (9, 9, 9))
+    data = encoded(first, "MPO", save_all=True, append_images=[second], quality=95)
+    reduced = opened(data).decoded(2)
+    assert reduced.format == "MPO" and reduced.repairs == () and reduced.image.size == (40, 30)
+    assert np.abs(pixels(reduced.image) - pixels(first.resize((40, 30), Image.Resampling.BOX))).max() <= 6
+    assert np.abs(pixels(decode(data)) - pixels(first)).max() <= 6
+
+
+def test_a_truncated_jpeg_is_refused_at_every_size():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8))
+    for progressive in (False, True):
+        data = encoded(noise, "JPEG", progressive=progressive)
+        for share in (0.4, 0.97):
+            for reduction in (1, 2, 8):
+                with pytest.raises(BadImage, match="truncated image"):
+                    opened(data[: int(len(data) * share)]).pixels(reduction)
+
+
+def test_an_rgb_picture_is_not_copied_and_a_caller_may_close_its_file():
+    data = encoded(picture(), "JPEG")
+    with Image.open(io.BytesIO(data)) as image:
+        done, repairs = to_rgb(image)
+    assert repairs == [] and np.array_equal(pixels(done), pixels(decode(data)))

@@ -114,17 +114,19 @@ def every_step(folder):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("validated", [False, True])
-def test_resuming_at_any_step_shows_what_was_left(uninterrupted, data, val_shards, tmp_path, workers, validated):
-    """Within an epoch, at its last batch, with the epoch's validation still to come or not."""
+@pytest.mark.parametrize("bound", [{}, {"max_steps": STEPS}, {"max_steps": STEPS, "epochs": -1}])
+def test_resuming_at_any_step_shows_what_was_left(uninterrupted, data, val_shards, tmp_path, workers, validated, bound):
+    """Within an epoch, at its last batch, with the epoch's validation still to come or not; by epochs or by steps."""
     settings = {"val": str(val_shards)} if validated else {}
-    assert fit(tmp_path, data(**settings), callbacks=[every_step(tmp_path / "c")]) == uninterrupted
+    assert fit(tmp_path, data(**settings), callbacks=[every_step(tmp_path / "c")], **bound) == uninterrupted
     steps = range(1, STEPS) if workers == 0 else (2, 4, 7, 8)
     for step in steps:
-        rest = fit(tmp_path, data(workers, **settings), tmp_path / "c" / f"{step}.ckpt")
+        rest = fit(tmp_path, data(workers, **settings), tmp_path / "c" / f"{step}.ckpt", **bound)
         assert rest == uninterrupted[step:], step
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("bound", [{}, {"max_steps": STEPS}, {"max_steps": STEPS, "epochs": -1}])
 @pytest.mark.parametrize(
     "saving",
     [
@@ -132,12 +134,12 @@ def test_resuming_at_any_step_shows_what_was_left(uninterrupted, data, val_shard
         {"every_n_epochs": 1, "save_on_train_epoch_end": False},  # at the end of validation
     ],
 )
-def test_resuming_at_the_end_of_an_epoch(uninterrupted, data, val_shards, tmp_path, workers, saving):
+def test_resuming_at_the_end_of_an_epoch(uninterrupted, data, val_shards, tmp_path, workers, saving, bound):
     saver = ModelCheckpoint(tmp_path / "c", filename="{step}", save_top_k=-1, auto_insert_metric_name=False, **saving)
-    assert fit(tmp_path, data(val=str(val_shards)), callbacks=[saver]) == uninterrupted
+    assert fit(tmp_path, data(val=str(val_shards)), callbacks=[saver], **bound) == uninterrupted
     assert sorted(p.stem for p in (tmp_path / "c").iterdir()) == ["12", "4", "8"]
     for step in (4, 8):
-        rest = fit(tmp_path, data(workers, val=str(val_shards)), tmp_path / "c" / f"{step}.ckpt")
+        rest = fit(tmp_path, data(workers, val=str(val_shards)), tmp_path / "c" / f"{step}.ckpt", **bound)
         assert rest == uninterrupted[step:], step
 
 
@@ -219,6 +221,14 @@ def test_missing_data_is_said_before_any_work(data, settings, stage, message):
         ({"batch_size": 0}, "data.batch_size is 0"),
         ({"workers": -1}, "data.workers is -1"),
         ({"cache": 16}, "data.cache 16 is smaller than the model's images"),
+        ({"captions": 0}, "data.captions is 0"),
+        ({"captions": "some"}, "data.captions is some"),
+        ({"prefetch": 0}, "data.prefetch is 0"),
+        ({"shuffle_block": 0}, "data.shuffle_block is 0"),
+        ({"decode": "quick"}, "data.decode 'quick' is unknown; use fast or exact"),
+        ({"weights": [1.0, 2.0]}, "data.weights has 2 numbers and data.train 1 items"),
+        ({"caption_fields": {"txt": 0.0}}, "each field needs a probability above 0"),
+        ({"caption_fields": {"txt": 1.0}, "captions": "all"}, "data.captions all counts the lines"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(data, settings, message):
@@ -251,4 +261,37 @@ def test_damage_in_the_data_is_told_once(data, shards, tmp_path, caplog):
 
 
 def test_augmentation_is_documented_by_plain_values():
-    assert all(isinstance(v, (float, tuple)) for v in dataclasses.asdict(Augment()).values())
+    assert all(isinstance(v, (int, float, tuple)) for v in dataclasses.asdict(Augment()).values())
+
+
+@pytest.mark.parametrize("changed", [{"batch_size": 6}, {"seed": 8}, {"shuffle_block": 4}])
+def test_another_order_in_the_middle_of_an_epoch_is_refused(data, tmp_path, changed):
+    fit(tmp_path, data(), callbacks=[every_step(tmp_path / "c")])
+    (name,) = changed
+    with pytest.raises(ValueError, match=f"in the middle of an epoch with {name}") as error:
+        fit(tmp_path, data(**changed), tmp_path / "c" / "2.ckpt")
+    assert "\n" not in str(error.value)
+    fit(tmp_path, data(**changed), tmp_path / "c" / "4.ckpt", epochs=2)  # at an epoch's end nothing is lost by it
+
+
+def test_a_block_shuffle_is_resumed_too(data, tmp_path):
+    whole = fit(tmp_path, data(shuffle_block=4), callbacks=[every_step(tmp_path / "c")])
+    assert [keys for _, keys, *_ in whole] != [keys for _, keys, *_ in fit(tmp_path, data())]
+    assert fit(tmp_path, data(2, shuffle_block=4), tmp_path / "c" / "6.ckpt") == whole[6:]
+
+
+def test_a_weighted_mixture_in_a_run(data, shards, val_shards, tmp_path):
+    """24 samples and 12, one of which does not decode, in equal parts."""
+    mixed = {"train": [str(shards), str(val_shards)], "weights": [1.0, 1.0], "batch_size": 6}
+    seen = fit(tmp_path, data(**mixed), callbacks=[every_step(tmp_path / "c")], epochs=2)
+    for epoch in range(2):
+        keys = [key for e, batch, *_ in seen if e == epoch for key in batch]
+        assert len(keys) == len(set(keys)) == 24 and sum(key.startswith("v") for key in keys) == 12
+    assert len({key for _, batch, *_ in seen for key in batch}) == 36  # the second epoch shows the other half
+    assert fit(tmp_path, data(2, **mixed), tmp_path / "c" / "5.ckpt", epochs=2) == seen[5:]
+
+
+def test_all_captions_of_the_sample_with_most(data, shards, tmp_path):
+    made = data(captions="all")
+    made.setup("fit")
+    assert made.captions == 2

@@ -29,7 +29,7 @@ REAL = Path(__file__).parents[3] / "shared" / "data"
 
 def contents(out: Path) -> dict[str, tuple[list[str], dict]]:
     source = open_source(out)
-    return {key: (source.captions(i), source.metadata(i)) for i, key in enumerate(source.keys)}
+    return {key: (source.sample(i).captions(), source.sample(i).metadata()) for i, key in enumerate(source.keys)}
 
 
 def image(path: Path, seed: int = 0, kind: str = "JPEG", mode: str = "RGB", **options) -> Path:
@@ -78,7 +78,7 @@ def test_every_table_gives_the_same_shards(root, kind):
     }
     assert contents(root / "out") == expected
     source = open_source(root / "out")
-    assert [source.image_bytes(i) for i in range(3)] == [(root / "images" / f"{i}.jpg").read_bytes() for i in range(3)]
+    assert [source.read(i) for i in range(3)] == [(root / "images" / f"{i}.jpg").read_bytes() for i in range(3)]
 
 
 @ALL
@@ -123,11 +123,11 @@ def test_classes_are_numbers_or_listed_names(root, kind):
     path = table(root, kind, rows)
     pack(path, root / "names", images=root / "images", class_column="kind")
     source = open_source(root / "names")
-    assert ([source.label(i) for i in range(3)], source.captions(0)) == ([1, 0, 1], [])
+    assert ([source.sample(i).label() for i in range(3)], source.sample(0).captions()) == ([1, 0, 1], [])
     assert (root / "names" / "classnames.txt").read_text() == "cat\ndog\n"
     pack(path, root / "numbers", images=root / "images", class_column="n")
     source = open_source(root / "numbers")
-    assert [source.label(i) for i in range(3)] == [4, 0, 4]
+    assert [source.sample(i).label() for i in range(3)] == [4, 0, 4]
     assert not (root / "numbers" / "classnames.txt").exists()
 
 
@@ -216,10 +216,10 @@ def check_messy(out: Path, folder: Path, expected: dict[str, str | None], report
     source = open_source(out)
     good = [name for name, reason in expected.items() if reason is None]
     assert report.written == len(source) == len(good)
-    by_image = {source.metadata(i)["image"]: i for i in range(len(source))}
+    by_image = {source.sample(i).metadata()["image"]: i for i in range(len(source))}
     repaired = {name: reason for reason, names in report.repaired.items() for name in names}
     for name in good:
-        written, original = source.image_bytes(by_image[name]), (folder / name).read_bytes()
+        written, original = source.read(by_image[name]), (folder / name).read_bytes()
         difference = np.asarray(decode(written)).astype(int) - np.asarray(decode(original))
         plain = Image.open(io.BytesIO(written))
         assert plain.mode in ("RGB", "L") and plain.getexif().get(0x0112, 1) == 1, name

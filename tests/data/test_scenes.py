@@ -231,10 +231,10 @@ def test_the_folder_holds_what_webdataset_reads(written):
         source = open_source(written / split)
         assert len(some) == len(source) == count
         for i, sample in enumerate(some):
-            assert (sample["__key__"], sample["png"]) == (source.keys[i], source.image_bytes(i))
-            assert [sample["txt"].decode()] == source.captions(i)
+            assert (sample["__key__"], sample["png"]) == (source.keys[i], source.read(i))
+            assert [sample["txt"].decode()] == source.sample(i).captions()
             fields = json.loads(sample["json"])
-            assert fields == source.metadata(i)  # plain values all: fit for filters
+            assert fields == source.sample(i).metadata()  # plain values all: fit for filters
             assert holds(sample["txt"].decode(), fields, clearly=True)
             assert ("swap_relation" in fields) == ("swap_attribute" in fields) == (split in ("val", "test"))
         assert all(member.size < 20_000 for path in paths for member in members(path)[0])
@@ -244,9 +244,9 @@ def test_the_folder_holds_what_webdataset_reads(written):
 def test_zero_shot_sets_share_their_class_and_show_every_class(written, noun, names):
     assert (written / noun / "classnames.txt").read_text().split() == list(names)
     source = open_source(written / noun)
-    labels = [source.label(i) for i in range(len(source))]
+    labels = [source.sample(i).label() for i in range(len(source))]
     for i, label in enumerate(labels):
-        fields = source.metadata(i)
+        fields = source.sample(i).metadata()
         assert {thing[noun] for thing in shown(fields)} == {names[label]}
     counts = np.bincount(labels, minlength=len(names))
     assert counts.sum() == 16 and counts.max() - counts.min() <= 1

@@ -1,21 +1,25 @@
-"""Sources: grouping as webdataset does, captions, classes, and what is said about what cannot be used."""
+"""Sources: what webdataset reads, in any process, and what is said about what cannot be used."""
 
-import itertools
-import json
+import concurrent.futures
+import functools
+import multiprocessing
+import os
+import pickle
+import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import webdataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from dualenc.data import shard_index, shards
 from dualenc.data.items import IMAGE_SUFFIXES, Item, folder_items
-from dualenc.data.shards import BadSample, group, open_source, read_at
-from dualenc.data.tar import members as listed
+from dualenc.data.opened import OPEN_FILES, OpenFile, opened
+from dualenc.data.sample import KINDS, Sample
+from dualenc.data.shards import open_source, read_at
 from tests.small import png, sample, write_shards, write_tar
-
-NAMES = ["a", "a.b", "x/a", "x/a.b", "x.y/a", "b", "x/b", "__c__"]
-EXTENSIONS = ["jpg", "JPG", "png", "txt", "json", "cls", "seg.png", "txt.gz"]
 
 
 def by_webdataset(path):
@@ -24,85 +28,17 @@ def by_webdataset(path):
     return [(s["__key__"], {k: v for k, v in s.items() if not k.startswith("__")}) for s in samples]
 
 
-FILES = st.tuples(st.sampled_from(NAMES), st.sampled_from([*EXTENSIONS, ""]), st.binary(max_size=3))
-
-
-@given(st.lists(FILES, max_size=8))
-def test_samples_are_grouped_as_webdataset_groups_them(tmp_path_factory, files):
-    members = [(f"{name}.{extension}".rstrip("."), data) for name, extension, data in files]
-    path = write_tar(tmp_path_factory.mktemp("group") / "t.tar", members)
-    found = group(listed(path)[0])
-    ours = [(key, {e: read_at(str(path), *place) for e, place in parts.items()}) for key, parts in found]
-    neighbours = [key for key, _ in ours]
-    if any(a == b for a, b in itertools.pairwise(neighbours)):  # a file twice in a sample
-        with pytest.raises(ValueError, match="duplicate file name"):
-            by_webdataset(path)
-    else:
-        assert ours == by_webdataset(path)
-
-
-def test_a_source_gives_what_webdataset_reads(shards):
+def test_a_source_gives_what_webdataset_reads(shards):  # the fixture
     source = open_source(shards)
     theirs = [s for path in sorted(shards.glob("*.tar")) for s in by_webdataset(path)]
     assert source.keys == [key for key, _ in theirs] and len(source) == 24
     for i, (_, parts) in enumerate(theirs):
-        assert source.image_bytes(i) == parts["png"] == read_at(*source.location(i))
-        assert source.captions(i) == parts["txt"].decode().split("\n")
+        assert source.sample(i) == Sample(source.keys[i], {"image": parts["png"], "txt": parts["txt"]})
+        assert source.sample(i, ("txt", "cls")).parts == {"txt": parts["txt"]}
+        assert source.read(i) == parts["png"] == read_at(*source.location(i))
+        assert source.read(i, "txt") == parts["txt"] and source.read(i, "json") is None
+        assert source.sample(i, ("json",)).parts == {} and source.location(i, "cls") is None
     assert source.problems == {}
-
-
-def one(tmp_path, **parts):
-    return open_source(write_tar(tmp_path / "t.tar", [("k.png", png()), *((f"k.{e}", d) for e, d in parts.items())]))
-
-
-@pytest.mark.parametrize(
-    ("text", "captions"),
-    [
-        (b"one\ntwo\n", ["one", "two"]),
-        (b"\xef\xbb\xbf one \r\n\r\n  two\tthree \n\n", ["one", "two three"]),
-        (b"", []),
-        (b" \n \n", []),
-        ("зима\u2028весна\x85лето".encode(), ["зима весна лето"]),  # a line ends at a line feed alone
-    ],
-)
-def test_captions_are_lines_with_white_space_collapsed(tmp_path, text, captions):
-    assert one(tmp_path, txt=text).captions(0) == captions
-
-
-def test_without_text_there_are_no_captions(tmp_path):
-    assert one(tmp_path).captions(0) == []
-
-
-@pytest.mark.parametrize("text", ["first line\nsecond line", "a\r\nb", " a\n\n b \n", "one line"])
-def test_what_img2dataset_writes_is_one_caption(tmp_path, text):
-    source = one(tmp_path, txt=text.encode(), json=json.dumps({"caption": text, "url": "u"}).encode())
-    assert source.captions(0) == [" ".join(text.split())]
-    other = one(tmp_path, txt=text.encode(), json=json.dumps({"caption": "something else"}).encode())
-    assert other.captions(0) == [" ".join(line.split()) for line in text.split("\n") if line.strip()]
-
-
-def test_class_and_metadata(tmp_path):
-    note = {"caption": None, "width": 3, "ok": True, "score": 0.5, "name": "n", "list": [1], "dict": {"a": 1}}
-    source = one(tmp_path, cls=b"12\n", json=json.dumps(note).encode())
-    assert source.label(0) == 12
-    assert source.metadata(0) == {"width": 3, "ok": True, "score": 0.5, "name": "n"}
-    assert one(tmp_path).label(0) is None and one(tmp_path).metadata(0) == {}
-
-
-@pytest.mark.parametrize(
-    ("parts", "read", "reason"),
-    [
-        ({"txt": b"\xff\xfe\xfa"}, "captions", "caption is not UTF-8"),
-        ({"cls": b"cat"}, "label", "class is not an integer"),
-        ({"json": b"{"}, "metadata", "metadata is not a JSON object"),
-        ({"json": b"[1]"}, "metadata", "metadata is not a JSON object"),
-        ({"json": b"\xff"}, "metadata", "metadata is not a JSON object"),
-        ({"json": b"[" * 100_000}, "metadata", "metadata is not a JSON object"),
-    ],
-)
-def test_unusable_parts_say_why(tmp_path, parts, read, reason):
-    with pytest.raises(BadSample, match=reason):
-        getattr(one(tmp_path, **parts), read)(0)
 
 
 def test_a_key_twice_names_both_shards(tmp_path):
@@ -157,9 +93,46 @@ def test_a_missing_path_is_named(tmp_path, name):
     assert str(tmp_path) in str(error.value)
 
 
-def test_remote_shards_are_refused():
-    with pytest.raises(ValueError, match="only local shards"):
-        open_source("https://example.com/a.tar")
+def test_remote_shards_are_copied_here_first(tmp_path, monkeypatch):
+    for i in range(3):
+        write_tar(tmp_path / f"{i}.tar", sample(f"k{i}"))
+    asked = []
+
+    def fetch_all(urls):
+        asked.append(urls)
+        return [tmp_path / url.rpartition("/")[2] for url in urls]
+
+    remote = types.ModuleType("dualenc.data.stream.remote")
+    remote.fetch_all = fetch_all
+    monkeypatch.setitem(sys.modules, "dualenc.data.stream.remote", remote)
+    source = open_source(["https://example.com/x/{1,0}.tar", str(tmp_path / "2.tar")])
+    assert asked == [["https://example.com/x/1.tar", "https://example.com/x/0.tar"]]
+    assert source.keys == ["k1", "k0", "k2"] and source.origin.tolist() == [0, 0, 1]
+    assert open_source("pipe:cat /2.tar").keys == ["k2"]
+
+
+def test_samples_know_which_item_of_the_list_they_come_from(tmp_path):
+    write_shards(tmp_path / "a", 6, shards=3)
+    write_shards(tmp_path / "b", 2, shards=1, prefix="b")
+    names = [str(tmp_path / "b"), str(tmp_path / "a" / "shard-00{0,2}.tar"), str(tmp_path / "a" / "shard-001.tar")]
+    source = open_source(names)
+    assert source.names == names and source.origin.dtype == np.int64
+    assert dict(zip(source.keys, source.origin.tolist(), strict=True)) == {
+        "b000": 0, "b001": 0, "s000": 1, "s001": 1, "s004": 1, "s005": 1, "s002": 2, "s003": 2
+    }  # fmt: skip
+    assert open_source(tmp_path / "a").names == [str(tmp_path / "a")]
+    (tmp_path / "c" / "a.png").parent.mkdir()
+    (tmp_path / "c" / "a.png").write_bytes(png())
+    assert open_source([tmp_path / "c"]).names == [str(tmp_path / "c")]
+    assert open_source(tmp_path / "c").origin.tolist() == [0]
+    with pytest.raises(ValueError, match="no shards") as error:  # nothing of a list is passed over
+        open_source([tmp_path / "a", tmp_path / "c"])
+    assert str(tmp_path / "c") in str(error.value)
+    with pytest.raises(ValueError, match="key 's000' is in"):
+        open_source([names[1], *names])
+    again = open_source([names[0], *names, tmp_path / "a"], strict=False)
+    assert again.keys == source.keys and again.origin.tolist() == [x + (x > 0) for x in source.origin.tolist()]
+    assert all(again.sample(i) == source.sample(i) for i in range(8))
 
 
 def test_a_folder_of_images(tmp_path):
@@ -180,10 +153,16 @@ def test_a_folder_of_images(tmp_path):
         "e": "e.png",
         "e.png.png": "e.png.png",  # its name without suffix is another image's name
     }
-    assert source.captions(source.keys.index("b")) == ["one", "two"]
-    assert source.captions(source.keys.index("deep/c.v1")) == ["three"]
-    assert source.captions(source.keys.index("deep/a")) == []
-    assert source.image_bytes(0) == png() and read_at(*source.location(0)) == png()
+    assert source.sample(source.keys.index("b")) == Sample("b", {"image": png(), "txt": b"one\ntwo\n"})
+    assert source.read(source.keys.index("deep/c.v1"), "txt") == b"three"
+    assert source.read(source.keys.index("deep/a"), "txt") is None
+    assert source.read(0) == png() and read_at(*source.location(0)) == png()
+    source.prefetch(0, len(source))
+    (tmp_path / "b.png").unlink()
+    i = source.keys.index("b")
+    assert source.location(i) is None and source.sample(i, ("txt",)).captions() == ["one", "two"]
+    with pytest.raises(FileNotFoundError, match=r"b\.png"):
+        source.sample(i)
 
 
 def test_a_folder_gives_the_images_that_pack_takes(tmp_path):
@@ -225,10 +204,122 @@ def test_a_digest_is_of_names_and_sizes_wherever_they_lie(tmp_path):
             moved.rename(file)
 
 
-def test_numbers_that_are_none_become_nulls(tmp_path):
-    text = b'{"a": NaN, "b": Infinity, "c": -Infinity, "d": 1.5, "e": [1]}'
-    source = open_source(write_tar(tmp_path / "t.tar", [("a.png", png()), ("a.json", text)]))
-    assert source.metadata(0) == {"a": None, "b": None, "c": None, "d": 1.5}
+@pytest.fixture
+def two(tmp_path):
+    """Two shards of 3 samples with all kinds, big enough that neighbours are read at once and others are not."""
+    for shard in range(2):
+        members = []
+        for i in range(3):
+            key = f"s{shard}{i}"
+            members += [(f"{key}.cls", b"1"), (f"{key}.jpg", key.encode() * 300), (f"{key}.json", b'{"a": 1}')]
+            members += [(f"{key}.seg.png", bytes(2_000_000)), (f"{key}.txt", f"picture {key}".encode())]
+        write_tar(tmp_path / "two" / f"{shard}.tar", members)
+    return tmp_path / "two"
+
+
+def read_all(source):
+    return [source.sample(i) for i in range(len(source))]
+
+
+def test_members_far_apart_are_read_too(two):
+    for i, found in enumerate(read_all(open_source(two))):
+        key = f"s{i // 3}{i % 3}"
+        parts = {"image": key.encode() * 300, "txt": f"picture {key}".encode(), "json": b'{"a": 1}', "cls": b"1"}
+        assert found == Sample(key, parts) and list(found.parts) == list(KINDS)
+
+
+def test_a_source_crosses_to_forked_and_to_spawned_processes(two):
+    source = open_source(two)
+    wanted = read_all(source)
+    assert read_all(pickle.loads(pickle.dumps(source))) == wanted
+    for method in ("fork", "spawn"):
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            assert pool.map(source.sample, range(6), chunksize=1) == wanted
+    assert read_all(source) == wanted
+
+
+def test_threads_may_read_at_once(two, monkeypatch):
+    source = open_source(two)
+    wanted = read_all(source) * 50
+    monkeypatch.setattr(shards, "opened", functools.lru_cache(1)(opened.__wrapped__))  # files close all the time
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(source.sample, [*range(6)] * 50)) == wanted
+
+
+def test_a_hundred_shards_keep_few_files_open(tmp_path):
+    for i in range(100):
+        write_tar(tmp_path / f"{i:03d}.tar", sample(f"k{i:03d}"))
+    source = open_source(tmp_path)
+    counts = []
+    for _ in range(3):
+        assert {found.key for found in read_all(source)} == set(source.keys)
+        counts.append(len(os.listdir("/proc/self/fd")))
+    assert len(set(counts)) == 1
+    here = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
+    assert sum(place.startswith(str(tmp_path)) for place in here) <= OPEN_FILES
+
+
+def test_shards_that_changed_since_they_were_listed_are_errors(two):
+    source = open_source(two)
+    opened.cache_clear()
+    content = (two / "0.tar").read_bytes()
+    (two / "0.tar").write_bytes(content[: source.location(1)[1] + 5])
+    with pytest.raises(OSError, match="was changed since it was listed"):
+        source.sample(0)
+    (two / "0.tar").unlink()
+    with pytest.raises(FileNotFoundError, match=r"0\.tar"):
+        source.sample(0)
+    source.prefetch(0, 6)  # a hint that cannot be given is no error
+    assert source.sample(3).key == "s10"  # the other one is still there
+    with open(two / "1.tar", "r+b") as file:  # cut while it is open
+        file.truncate(source.location(4)[1] + 5)
+    assert source.sample(3).key == "s10"
+    with pytest.raises(OSError, match=r"1\.tar was cut since it was listed"):
+        source.sample(4)
+
+
+def test_prefetch_asks_for_what_samples_cover(two, monkeypatch):
+    source = open_source(two)
+    asked = []
+    monkeypatch.setattr(OpenFile, "will_need", lambda self, start, end: asked.append((self.path, start, end)))
+    source.prefetch(1, 5)
+    ends = [source.location(i, "txt") for i in (2, 4)]
+    starts = [source.location(i, "cls") for i in (1, 3)]
+    assert asked == [(a[0], a[1], b[1] + b[2]) for a, b in zip(starts, ends, strict=True)]
+    monkeypatch.undo()
+    source.prefetch(0, 6)
+    source.prefetch(3, 3)
+
+
+def test_a_source_costs_its_tables_alone(two):
+    source = open_source(two)
+    held = [value for value in vars(source).values() if isinstance(value, np.ndarray)]
+    assert sum(value.nbytes for value in held) / len(source) <= 80
+    assert not any(isinstance(value, list) and len(value) >= len(source) for value in vars(source).values())
+
+
+def test_headers_are_read_once(two, monkeypatch):
+    wanted = read_all(open_source(two))
+    monkeypatch.setattr(shard_index, "members", None)
+    assert read_all(open_source(two)) == wanted
+
+
+@pytest.mark.parametrize("where", ["header", "pax header", "zeros"])
+def test_damage_in_the_middle_costs_one_sample(tmp_path, where):
+    path = tmp_path / "t.tar"
+    if where == "pax header":
+        with webdataset.TarWriter(str(path)) as writer:
+            for i in range(5):
+                writer.write({"__key__": f"k{i}", "png": png(), "txt": b"a"})
+    else:
+        write_tar(path, [m for i in range(5) for m in sample(f"k{i}")])
+    at = open_source(path).location(2)[1] - (1536 if where == "pax header" else 512)
+    content = bytearray(path.read_bytes())
+    content[at : at + 512] = bytes(512) if where == "zeros" else bytes([content[at] ^ 4]) + content[at + 1 : at + 512]
+    path.write_bytes(content)
+    source = open_source(path)
+    assert source.keys == ["k0", "k1", "k3", "k4"] and all(found.captions() for found in read_all(source))
+    assert source.problems == {"damaged shard": [str(path)], "missing image": ["k2"]}
 
 
 def test_what_is_imported_here_is_declared():

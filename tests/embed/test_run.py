@@ -71,9 +71,9 @@ def test_what_is_embedded_is_what_the_encoder_gives(encoder, messy):
     done = embed_source(encoder, source, batch_size=4, **PLAIN)
     rows = [source.keys.index(key) for key in GOOD]
     assert done.images.dtype == done.texts.dtype == np.float32 and done.image_row.dtype == np.int64
-    pictures = [decode(source.image_bytes(i)) for i in rows]
+    pictures = [decode(source.read(i)) for i in rows]
     assert np.abs(done.images - encoder.embed_images(pictures)).max() < 1e-6
-    captions = [(row, caption) for row, i in enumerate(rows) for caption in source.captions(i)]
+    captions = [(row, caption) for row, i in enumerate(rows) for caption in source.sample(i).captions()]
     assert np.abs(done.texts - encoder.embed_texts([caption for _, caption in captions])).max() < 1e-6
     assert done.image_row.tolist() == [row for row, _ in captions] == [0, 0, 2, 2, 2, 3, 4, 5, 6]
     assert done.text_metadata.to_pylist() == [

@@ -1,5 +1,7 @@
 """DualEncoder's own methods."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,29 @@ def test_results_do_not_depend_on_batches(encoder):
     texts = ["a red circle", "b", "a longer caption of many words here", "c"]
     one, many = (encoder.embed_texts(texts, batch_size=b) for b in (1, 256))
     assert np.abs(one - many).max() < 1e-6
+
+
+def test_captions_come_back_in_their_order(encoder, monkeypatch):
+    """Also where there are more than are tokenised at once."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(["a", "red", "cat", "!", "of"], rng.integers(1, 12))) for _ in range(50)]
+    with torch.no_grad():
+        expected = encoder.model.encode_text(encoder.tokenizer(texts), normalize=True).numpy()
+    assert np.abs(encoder.embed_texts(texts, batch_size=8) - expected).max() < 1e-6
+    monkeypatch.setattr("dualenc.model.encoder.PIECE", 17)
+    assert np.abs(encoder.embed_texts(texts, batch_size=8) - expected).max() < 1e-6
+    sizes, tokenizer = [], encoder.tokenizer
+    monkeypatch.setattr(encoder, "tokenizer", lambda part: sizes.append(len(part)) or tokenizer(part))
+    encoder.embed_texts(texts, batch_size=8)
+    assert sizes == [24, 24, 2]
+
+
+def test_captions_that_are_cut_are_counted_once(encoder, caplog, monkeypatch):
+    monkeypatch.setattr("dualenc.model.encoder.PIECE", 4)
+    encoder.embed_texts(
+        ["cat " * 50, "a", "cat " * 14, "cat " * 15, "b", "dog " * 60], batch_size=2
+    )  # 14 words just fit
+    assert [record.getMessage() for record in caplog.records] == ["3 captions were cut at the context of 16 tokens"]
 
 
 def test_nothing_in_nothing_out(encoder):
@@ -95,3 +120,25 @@ def test_the_encoder_does_not_change_by_embedding(encoder):
     from dualenc.model.folder import fingerprint
 
     assert fingerprint(encoder.model, encoder.tokenizer) == before
+
+
+def jpeg(side, seed=0):
+    """A large smooth picture with some noise, as a photo is."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    pixels = np.asarray(small.resize((side, side), Image.Resampling.BICUBIC)).astype(int) + rng.integers(-9, 10, (side, side, 3))
+    data = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(data, "JPEG", quality=90)
+    return data.getvalue()
+
+
+def test_the_fast_decode_is_close_and_another_fingerprint(encoder_folder, tmp_path):
+    exact, fast = (DualEncoder.load(encoder_folder, "cpu", decode) for decode in ("exact", "fast"))
+    assert exact.fingerprint != fast.fingerprint
+    for found, expected in ((exact.fingerprint, "exact"), (fast.fingerprint, "fast"), ("of another", "exact"), (None, "exact")):
+        assert DualEncoder.load(encoder_folder, "cpu", fingerprint=found).decode == expected
+    (tmp_path / "a.jpg").write_bytes(jpeg(600))
+    one, other = (each.embed_images([tmp_path / "a.jpg"]) for each in (exact, fast))
+    assert 0 < np.abs(one - other).max() < 0.05
+    with pytest.raises(ValueError, match="decode 'quick' is unknown"):
+        DualEncoder.load(encoder_folder, "cpu", "quick")

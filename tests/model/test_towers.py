@@ -6,7 +6,14 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from dualenc.model.towers import build, check_config, image_features, pads_to_longest, text_features
+from dualenc.model.towers import (
+    build,
+    check_config,
+    image_features,
+    pads_to_longest,
+    text_features,
+    text_features_sorted,
+)
 from tests.small import CONFIGS, loaded
 
 CAUSAL = ["vit", "quick_gelu", "resnet", "timm"]
@@ -45,6 +52,41 @@ def test_short_text_has_the_gradients_of_the_whole_context(name):
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 8
     for key, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][key], rtol=1e-9, atol=1e-12), key
+
+
+def many_captions(tokenizer, count):
+    """Captions of 1 to 12 words in random order; among them "!", whose id is the padding's."""
+    rng = np.random.default_rng(count)
+    words = np.array(["a", "red", "circle", "left", "of", "!", "blue"])
+    return tokenizer([" ".join(rng.choice(words, rng.integers(0, 13))) for _ in range(count)])
+
+
+@pytest.mark.parametrize("name", [*CAUSAL, "siglip"])
+@pytest.mark.parametrize(("count", "chunk"), [(1, 4), (4, 4), (23, 4), (23, 1), (23, 64)])
+def test_sorting_by_length_changes_no_row(name, count, chunk):
+    model, tokenizer, *_ = loaded(name)
+    tokens = many_captions(tokenizer, count)
+    with torch.no_grad():
+        rows = text_features_sorted(model, tokens, chunk)
+    assert torch.allclose(rows, whole_context(model, tokens), atol=1e-6)
+    assert torch.pdist(rows).max() > 1e-2 if count > 1 else len(rows)  # else any order would do
+
+
+def test_sorting_by_length_leaves_padding_out(monkeypatch):
+    model, tokenizer, *_ = loaded("vit")
+    tokens, seen = many_captions(tokenizer, 50), []
+    encode = model.encode_text
+    monkeypatch.setattr(model, "encode_text", lambda part: seen.append(part) or encode(part))
+    text_features_sorted(model, tokens, chunk=8)
+    assert [len(part) for part in seen] == [8] * 6 + [2]
+    longest = [part.shape[1] for part in seen]
+    assert longest == sorted(longest) and longest[0] < longest[-1] == int(tokens.argmax(dim=1).max()) + 1
+    assert all(part[:, -1].any() for part in seen)  # none is longer than its longest caption
+
+
+def test_no_captions_no_rows():
+    model, tokenizer, *_ = loaded("vit")
+    assert text_features_sorted(model, tokenizer(["a"])[:0]).shape == (0, 16)
 
 
 @pytest.mark.parametrize("pool", ["last", "argmax"])

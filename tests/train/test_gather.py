@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from dualenc.data.dataset import Batches, Pairs
+from dualenc.data.dataset import Batches
+from dualenc.data.prepare import Prepare
 from dualenc.data.shards import open_source
 from dualenc.data.transforms import Augment
 from dualenc.model.folder import load_checkpoint
@@ -43,8 +44,8 @@ def whole(tmp_path_factory):
     for name, settings in CASES.items():
         torch.manual_seed(1)
         module = ContrastiveModule(**settings)
-        pairs = Pairs(source, module.spec, Augment(), captions=2 if name == "two captions" else 1)
-        batch = Batches(pairs, all_captions=False)[[(i, 0) for i in range(8)]]
+        prepare = Prepare(module.spec, Augment(), captions=2 if name == "two captions" else 1)
+        batch = Batches(source, prepare, all_captions=False)[[(i, 0) for i in range(8)]]
         state = {k: v.double() if v.is_floating_point() else v for k, v in module.state_dict().items()}
         cases[name] = {"settings": settings, "state": state, "batch": batch}
     return cases

@@ -1,17 +1,16 @@
 """What validation collects, in any order and over any number of ranks."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
-from dualenc.data.dataset import Batches, Pairs
+from dualenc.data.dataset import Batches
 from dualenc.data.order import BatchOrder
+from dualenc.data.prepare import Prepare
 from dualenc.data.shards import open_source
 from dualenc.evaluate.metrics import retrieval_metrics
 from dualenc.train import validation
-from dualenc.train.validation import Counts, Embeddings, zero_shot_scores
+from dualenc.train.validation import Embeddings, zero_shot_scores
 from tests.small import sample, write_tar
 
 
@@ -20,10 +19,10 @@ def collected(encoder, source, batch_size, ranks=1):
     parts = []
     for rank in range(ranks):
         seen = Embeddings()
-        order = BatchOrder(len(source), batch_size, shuffle=False, rank=rank, ranks=ranks)
+        order = BatchOrder(len(source), batch_size, rank=rank, ranks=ranks)
         with torch.no_grad():
             for places in order:
-                seen.add(encoder.model, Batches(Pairs(source, encoder.spec), all_captions=True)[places])
+                seen.add(encoder.model, Batches(source, Prepare(encoder.spec), all_captions=True)[places])
         parts.append(seen)
     return parts
 
@@ -63,7 +62,7 @@ def test_recall_equals_the_metrics_over_images_with_captions(encoder, tmp_path, 
 def _picture(source, i):
     from dualenc.images import decode
 
-    return decode(source.image_bytes(i))
+    return decode(source.read(i))
 
 
 def test_a_set_without_pairs_says_so(encoder, tmp_path):
@@ -97,19 +96,3 @@ def _only_two(seen):
     two = Embeddings()
     two._batches = [batch]
     return two
-
-
-def test_counts_are_of_all_ranks(monkeypatch):
-    counts = Counts()
-    batch = {"valid": torch.tensor([True, True, False]), "truncated": 2, "reason": [None, None, "zero bytes"]}
-    counts.add(batch)
-    counts.add(batch)
-    monkeypatch.setattr(validation, "gathered", lambda mine: [mine, {"seen": 5, "dropped: not an image": 1}])
-    trainer = SimpleNamespace(train_dataloader=SimpleNamespace(sampler=SimpleNamespace(incomplete=7)))
-    assert counts.take(trainer) == {
-        "data/seen": 9.0,
-        "data/captions_cut": 4.0,
-        "data/dropped/zero_bytes": 2.0,
-        "data/dropped/not_an_image": 1.0,
-        "data/incomplete_batch": 7.0,
-    }

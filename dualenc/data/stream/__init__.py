@@ -1,0 +1,1 @@
+"""Shards that are not local, read from their start to their end."""

@@ -1,0 +1,88 @@
+"""Where every sample of an epoch went: seen, or dropped for a reason, per source and over all ranks."""
+
+from __future__ import annotations
+
+import collections
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from dualenc.train.gather import gathered
+
+log = logging.getLogger("dualenc")
+
+SEEN, CUT = "seen", "captions_cut"
+Key = tuple[int, str]  # (number of the source, SEEN or a reason); -1: of no source in particular
+
+
+class Counts:
+    """Samples of this rank since the epoch began."""
+
+    def __init__(self) -> None:
+        self._counts: collections.Counter[Key] = collections.Counter()
+
+    def add(self, batch: dict[str, Any]) -> None:
+        """Count the rows of a batch, and what was dropped while it was read."""
+        for origin, reason in zip(batch["origin"], batch["reason"], strict=True):
+            if reason != "padding":
+                self._counts[origin, reason or SEEN] += 1
+        for origin, reason, count in batch.get("dropped", ()):
+            self._counts[origin, reason] += count
+        self._counts[-1, CUT] += batch["truncated"]
+
+    def total(self) -> dict[Key, int]:
+        """The counts of all ranks together."""
+        return dict(sum((collections.Counter(part) for part in gathered(dict(self._counts))), collections.Counter()))
+
+    def clear(self) -> None:
+        self._counts.clear()
+
+    def state(self) -> list[list[Any]]:
+        """The counts of all ranks as plain types, for a checkpoint; every rank must call it."""
+        return [[origin, what, count] for (origin, what), count in sorted(self.total().items())]
+
+    def load(self, state: list[list[Any]]) -> None:
+        """Go on from a checkpoint's counts, on one rank."""
+        self._counts = collections.Counter({(origin, what): count for origin, what, count in state})
+
+
+def merged(total: Mapping[Key, int], more: Mapping[Key, int]) -> collections.Counter[Key]:
+    """Counts added up."""
+    return collections.Counter(total) + collections.Counter(more)
+
+
+def metrics(total: Mapping[Key, int], left: Mapping[str, int], names: list[str]) -> dict[str, float]:
+    """`data/seen`, `data/dropped/REASON`, `data/captions_cut`, `data/REASON` of what is left for other epochs; with several
+    sources also `data/SOURCE/seen` and `data/SOURCE/dropped/REASON`."""
+    found: collections.Counter[str] = collections.Counter({"data/seen": 0, "data/captions_cut": 0})
+    labels = short_names(names)
+    for (origin, what), count in total.items():
+        name = what if what in (SEEN, CUT) else f"dropped/{what.replace(' ', '_')}"
+        found[f"data/{name}"] += count
+        if origin >= 0 and len(labels) > 1:
+            found[f"data/{labels[origin]}/{name}"] += count
+    found.update({f"data/{name}": count for name, count in left.items()})
+    return {name: float(count) for name, count in found.items()}
+
+
+def report(total: Mapping[Key, int], left: Mapping[str, int], epoch: int) -> None:
+    """One line for the log: a warning where something was dropped, else information."""
+    by_reason: collections.Counter[str] = collections.Counter()
+    for (_, what), count in total.items():
+        by_reason[what] += count
+    seen, cut = by_reason.pop(SEEN, 0), by_reason.pop(CUT, 0)
+    lost = [f"{count:,} {reason}" for reason, count in by_reason.most_common() if count]
+    rest = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in left.items() if count]
+    parts = [f"epoch {epoch}: {seen:,} samples seen", f"{cut:,} captions cut" if cut else ""]
+    parts += ["dropped: " + ", ".join(lost) if lost else "", "left: " + ", ".join(rest) if rest else ""]
+    log.log(logging.WARNING if lost else logging.INFO, "; ".join(part for part in parts if part))
+
+
+def short_names(names: list[str]) -> list[str]:
+    """The last parts of paths, as few of them as tell the paths apart."""
+    parts = [[p for p in name.split("/") if p] or [name] for name in names]
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        short = ["_".join(some[-depth:]).replace(".", "_") for some in parts]
+        if len(set(short)) == len(short):
+            return short
+    return [f"{number}" for number in range(len(names))]

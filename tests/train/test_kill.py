@@ -1,0 +1,169 @@
+"""kill -9 at random moments, and resume: over the whole run, every step is shown what an uninterrupted run is shown."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.small import write_shards
+from tests.train.conftest import read_log
+from tests.train.fitting import fit, steps
+from tests.train.test_gather import free_port
+
+forked = multiprocessing.get_context("forkserver")
+forked.set_forkserver_preload(["tests.train.fitting"])  # torch and open_clip are imported once for all of them
+EPOCHS, BATCH, SAMPLES = 3, 8, 50
+PATIENCE = 120  # seconds
+
+
+class Run:
+    """A `dualenc fit` that can be started again and again."""
+
+    def __init__(self, folder: Path, name: str, config: dict):
+        self.root, self.notes = folder / name, str(folder / f"{name}.notes")
+        self.config = folder / f"{name}.yaml"
+        self.config.write_text(yaml.safe_dump(config))
+
+    def start(self, *words, ranks=1):
+        """Its processes, one a rank, as torchrun would start them."""
+        resume = ["--ckpt_path", "last"] if (self.root / "checkpoints" / "last.ckpt").exists() else []
+        words = ["--config", str(self.config), *resume, "--trainer.devices", str(ranks), *map(str, words)]
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "TORCHELASTIC_RUN_ID": "test"}
+        common |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0"}
+        processes = []
+        for rank in range(ranks):
+            own = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+            processes.append(forked.Process(target=fit, args=(words, self.notes, own)))
+            processes[-1].start()
+        return processes
+
+    def finish(self, *words, ranks=1):
+        for process in self.start(*words, ranks=ranks):
+            process.join(PATIENCE)
+            assert process.exitcode == 0
+        return self
+
+    def kill(self, rng, *words, ranks=1):
+        """Start it and kill it within a few steps."""
+        processes, until = self.start(*words, ranks=ranks), self.lines() + ranks * rng.randint(1, 7)
+        end = time.monotonic() + PATIENCE
+        while processes[0].is_alive() and self.lines() < until and time.monotonic() < end:
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.03)  # within a step, a checkpoint, the fetching of a batch
+        for process in processes:
+            process.kill()
+            process.join()
+
+    def lines(self):
+        return sum(path.read_bytes().count(b"\n") for path in self.root.parent.glob(f"{Path(self.notes).name}.*"))
+
+    def weights(self):
+        return torch.load(self.root / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+    def counts(self):
+        """The last value of each count of samples at each step."""
+        log = read_log(self.root / "log" / "metrics.csv")
+        return {name: dict(values) for name, values in log.items() if name.startswith("data/")}
+
+
+@pytest.fixture(scope="module")
+def make(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kill")
+    shards = write_shards(folder / "shards", SAMPLES, shards=6, broken=(3, 31))
+
+    def make(name, **data):
+        data = {"train": str(shards), "val": None, "zeroshot": None, "batch_size": BATCH} | data
+        data["augment"] = {"scale": [0.5, 1.0], "flip": 0.5, "color_jitter": 0.3}
+        changes = {
+            "trainer": {"max_epochs": EPOCHS, "max_steps": EPOCHS * (SAMPLES // BATCH)},
+            "checkpoint": {"every_n_train_steps": 2},
+        }
+        return Run(folder, name, settings(folder / name, data=data, **changes))
+
+    make.shards = shards
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(make):
+    """An uninterrupted run."""
+    run = make("whole").finish()
+    shown = steps(run.notes)
+    assert sorted(shown) == list(range(EPOCHS * (SAMPLES // BATCH)))
+    rows = [tuple(row) for rows in shown.values() for row in rows]
+    assert len({key for key, _ in rows}) == SAMPLES and len(set(rows)) > 2 * SAMPLES  # other crops in other epochs
+    return run
+
+
+def same(run, whole, ranks=(1,)):
+    """Both runs were shown the same at every step and counted the same; the weights too are the same to the bit, unless
+    several ranks added up their gradients in another order."""
+    assert steps(run.notes) == steps(whole.notes)
+    assert run.counts() == whole.counts()
+    expected = whole.weights()
+    assert ranks != (1,) or all(torch.equal(tensor, expected[name]) for name, tensor in run.weights().items())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_killed_run_goes_on_where_it_was(make, whole, seed):
+    rng, run = random.Random(seed), make(f"killed{seed}")
+    for _ in range(2):
+        run.kill(rng, "--data.workers", 2 * seed)
+    same(run.finish(), whole)
+
+
+def test_another_number_of_ranks_and_workers_goes_on_with_the_same(make, whole):
+    """Two ranks over gloo, killed, then one, and one, killed, then two."""
+    for name, ranks in {"two_then_one": (2, 1), "one_then_two": (1, 2)}.items():
+        run = make(name)
+        run.kill(random.Random(2), "--data.workers", 1, ranks=ranks[0])
+        same(run.finish(ranks=ranks[1]), whole, ranks)
+
+
+@pytest.fixture(scope="module")
+def streamed(make):
+    """An uninterrupted run over streams, with two workers."""
+    run = make("streamed", **streams(make)).finish()
+    rows = [key for rows in steps(run.notes).values() for key, _ in rows]
+    assert len(rows) == len(steps(run.notes)) * BATCH and len(set(rows)) == SAMPLES
+    return run
+
+
+def streams(make):
+    return {"train": [f"pipe:cat {make.shards}/shard-{{000..005}}.tar"], "workers": 2, "stream": {"buffer": 10}}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_killed_run_over_streams_goes_on_where_it_was(make, streamed, seed):
+    rng, run = random.Random(seed), make(f"stream{seed}", **streams(make))
+    for _ in range(2):
+        run.kill(rng)
+    same(run.finish(), streamed)
+
+
+@pytest.mark.full
+def test_a_run_killed_twenty_times_with_other_numbers_of_workers(make, whole):
+    rng, run = random.Random(), make("twenty")
+    for kill in range(25):
+        if (run.root / "encoder").exists():  # it came to its end: begin another
+            same(run, whole)
+            run = make(f"twenty{kill}")
+        run.kill(rng, "--data.workers", rng.choice([0, 1, 3]))
+    same(run.finish(), whole)
+
+
+@pytest.mark.full
+def test_a_run_over_streams_killed_twenty_times(make, streamed):
+    rng, run = random.Random(), make("stream_twenty", **streams(make))
+    for kill in range(20):
+        if (run.root / "encoder").exists():
+            same(run, streamed)
+            run = make(f"stream_twenty{kill}", **streams(make))
+        run.kill(rng)
+    same(run.finish(), streamed)
