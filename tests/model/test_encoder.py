@@ -126,7 +126,9 @@ def jpeg(side, seed=0):
     """A large smooth picture with some noise, as a photo is."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
-    pixels = np.asarray(small.resize((side, side), Image.Resampling.BICUBIC)).astype(int) + rng.integers(-9, 10, (side, side, 3))
+    pixels = np.asarray(small.resize((side, side), Image.Resampling.BICUBIC)).astype(int) + rng.integers(
+        -9, 10, (side, side, 3)
+    )
     data = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(data, "JPEG", quality=90)
     return data.getvalue()
@@ -135,7 +137,12 @@ def jpeg(side, seed=0):
 def test_the_fast_decode_is_close_and_another_fingerprint(encoder_folder, tmp_path):
     exact, fast = (DualEncoder.load(encoder_folder, "cpu", decode) for decode in ("exact", "fast"))
     assert exact.fingerprint != fast.fingerprint
-    for found, expected in ((exact.fingerprint, "exact"), (fast.fingerprint, "fast"), ("of another", "exact"), (None, "exact")):
+    for found, expected in (
+        (exact.fingerprint, "exact"),
+        (fast.fingerprint, "fast"),
+        ("of another", "exact"),
+        (None, "exact"),
+    ):
         assert DualEncoder.load(encoder_folder, "cpu", fingerprint=found).decode == expected
     (tmp_path / "a.jpg").write_bytes(jpeg(600))
     one, other = (each.embed_images([tmp_path / "a.jpg"]) for each in (exact, fast))

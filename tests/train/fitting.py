@@ -11,6 +11,7 @@ from pathlib import Path
 import dualenc.torchvision_ops  # noqa: F401  (before Lightning)
 
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 
 from dualenc.cli import main
 from dualenc.train.module import ContrastiveModule
@@ -21,6 +22,7 @@ def fit(words: list[str], notes: str, environment: dict[str, str]) -> None:
     key and a hash of pixels and tokens."""
     os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # loader workers as in any other process, not by a server
+    rank_zero_only.rank = int(environment.get("RANK", 0))  # was read when Lightning was imported, before the fork
     torch.set_num_threads(1)
     step = ContrastiveModule.training_step
 
