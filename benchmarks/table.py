@@ -12,6 +12,8 @@ RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 WAYS = {"text_to_image": "text→image", "image_to_text": "image→text"}
+BENCHMARKS = Path(__file__).parent / "README.md"
+DATA_BLOCK = re.compile(r"(<!-- data: .*? -->\n).*?(<!-- /data -->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- /results -->)", re.DOTALL)
 LINES = {
     "scenes": ("Scenes, built in", "1,000 held-out scenes"),
@@ -66,9 +68,42 @@ def result_line(entry: dict[str, Any]) -> str:
     return f"# Cost: {minutes:.1f} min on {entry['machine']['cores']} cores. Result: {ways} (percent, test)"
 
 
+def data_table() -> str:
+    """What benchmarks/data.py and benchmarks/decode.py measured, in Markdown."""
+    from data import TARGETS
+
+    rows = ["| | wanted | measured |", "|---|---|---|"]
+    entry = json.loads((RESULTS / "data.json").read_text())
+    for section, figure, target, text in TARGETS:
+        value = entry["results"][section]
+        for part in figure.split("/"):
+            value = value[part]
+        met = value >= target if target > 0 else value < -target
+        shown, wanted = (f"{value:.2f}×", f"≥ {target:g}×") if target > 0 else (f"{value:+.1%}", f"< {-target:.0%}")
+        rows.append(f"| {section}: {text} | {wanted} | {shown}{'' if met else ' **missed**'} |")
+    notes = [f"`{entry['command']}` on {entry['date']}, {entry['machine']['processor']}"]
+    if (RESULTS / "decode.json").exists():
+        entry = json.loads((RESULTS / "decode.json").read_text())
+        for way in ("text_to_image/recall@10", "image_to_text/recall@10"):
+            both = [entry["results"][f"flickr8k_{decode}"] for decode in ("fast", "exact")]
+            means = [f"{100 * b['mean'][way]:.2f} ± {100 * b['standard_deviation'][way]:.2f}" for b in both]
+            title = WAYS[way.split("/")[0]]
+            samples = f"{entry['results']['samples']:,} samples, {len(both[0]['runs'])} seeds"
+            rows.append(
+                f"| decode: Flickr8k {title} R@10 after {samples}, fast against exact | within noise | {' / '.join(means)} |"
+            )
+        equal = "the same weights" if entry["results"]["scenes"]["equal"] else "other weights"
+        rows.append(f"| decode: the scenes, fast against exact | within noise | {equal} |")
+        notes.append(f"`{entry['command']}` on {entry['date']}")
+    return "\n".join([*rows, "", f"Measured by {'; '.join(notes)}."]) + "\n"
+
+
 def rendered() -> dict[Path, str]:
     """What each file that shows results should say."""
     texts = {README: BLOCK.sub(lambda found: found[1] + table() + found[2], README.read_text(encoding="utf-8"))}
+    if (RESULTS / "data.json").exists():
+        text = BENCHMARKS.read_text(encoding="utf-8")
+        texts[BENCHMARKS] = DATA_BLOCK.sub(lambda found: found[1] + data_table() + found[2], text)
     for name in LINES:
         record, config = RESULTS / f"line_{name}.json", ROOT / "configs" / f"{name}.yaml"
         if record.exists():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import functools
+import logging
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from dualenc.data.collate import Collate
+from dualenc.data.opened import ChangedFile
 from dualenc.data.order import PADDING
 from dualenc.data.prepare import Prepare
-from dualenc.data.sample import UNREADABLE
+from dualenc.data.sample import CHANGED, UNREADABLE
 from dualenc.data.shards import Source
 from dualenc.images import BadImage, opened
+
+log = logging.getLogger("dualenc")
 
 KINDS_BUT_IMAGE = ("txt", "json", "cls")
 
@@ -55,8 +60,7 @@ class Batches(torch.utils.data.Dataset):
             else:
                 sample, image = self.source.sample(position, KINDS_BUT_IMAGE), self.cache[position]
         except (OSError, BadImage) as error:
-            reason = str(error) if isinstance(error, BadImage) else UNREADABLE
-            return self.prepare.unusable(position, self.source.keys[position], reason, origin)
+            return self.prepare.unusable(position, self.source.keys[position], _reason(error), origin)
         return self.prepare(sample, epoch, position, origin, image)
 
     def _ask_for(self, blocks: set[int], size: int) -> None:
@@ -78,7 +82,7 @@ class ImageCache:
             try:
                 picture = _at_most(source.read(i) or b"", side, decode)
             except (BadImage, OSError) as error:
-                self.reasons[i] = str(error) if isinstance(error, BadImage) else UNREADABLE
+                self.reasons[i] = _reason(error)
                 continue
             self.sizes[i] = picture.shape[1::-1]
             pixels.append(picture.reshape(-1))
@@ -93,6 +97,20 @@ class ImageCache:
         start = int(self.starts[position])
         flat = self.pixels[start : start + width * height * 3].numpy()
         return Image.fromarray(flat.reshape(height, width, 3))
+
+
+def _reason(error: OSError | BadImage) -> str:
+    """Under which name a sample is counted that could not be read."""
+    if isinstance(error, BadImage):
+        return str(error)
+    _tell(str(error))
+    return CHANGED if isinstance(error, ChangedFile) else UNREADABLE
+
+
+@functools.lru_cache(64)
+def _tell(text: str) -> None:
+    """Once a process, as the count names no file."""
+    log.warning("%s", text)
 
 
 def _at_most(data: bytes, side: int, decode: str) -> np.ndarray:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import re
 from typing import Any
 
 import dualenc.torchvision_ops  # noqa: F401  (before Lightning)
@@ -18,8 +15,9 @@ from dualenc.data.collate import Collate
 from dualenc.data.dataset import ImageCache
 from dualenc.data.loader import make_loader, most_captions
 from dualenc.data.order import BatchOrder, epoch_order, weighted_counts, weighted_order
-from dualenc.data.position import position
 from dualenc.data.prepare import Prepare
+from dualenc.data.resume import digest, go_on
+from dualenc.data.settings import check_settings, check_streamed, refuse_same_shard
 from dualenc.data.shards import Source, open_source
 from dualenc.data.stream.loader import StreamLoader, StreamOptions, make_stream_loader, peek
 from dualenc.data.stream.remote import expand, is_remote
@@ -83,38 +81,15 @@ class PairData(pl.LightningDataModule):
         self.captions: int | str = captions
         self.fields = caption_fields
         self.decode, self.augment, self.stream, self.spec = decode, augment, stream, spec
-        self._check()
+        check_settings(self)
         self.sources: dict[str, Source] = {}
         self.streams: list[list[str]] | None = None  # the shards of each item of `train`, where they are streams
         self._cache: ImageCache | None = None
+        self._digest = ""  # of the training shards
         self._before: dict[str, Any] = {}  # the data settings of the run that a checkpoint is of
 
-    def _check(self) -> None:
-        """ValueError for settings under which nothing, or something else than was meant, would be read."""
-        least = {"batch_size": 1, "workers": 0, "prefetch": 1, "shuffle_block": 1, "captions": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value != "all" and not (isinstance(value, int) and value >= bound):
-                raise ValueError(f"data.{name} is {value}, so nothing could be read; use {bound} or more")
-        if self.decode not in ("fast", "exact"):
-            raise ValueError(f"data.decode {self.decode!r} is unknown; use fast or exact")
-        if self.fields is not None and (not self.fields or not all(0 < p < float("inf") for p in self.fields.values())):
-            raise ValueError(
-                f"data.caption_fields {self.fields}: each field needs a probability above 0, or it is no choice"
-            )
-        if self.fields is not None and self.captions == "all":
-            raise ValueError("data.captions all counts the lines of KEY.txt, not data.caption_fields; set a number")
-        if self.cache_side is not None and self.spec is not None and self.cache_side < max(self.spec["image"]["size"]):
-            raise ValueError(
-                f"data.cache {self.cache_side} is smaller than the model's images ({max(self.spec['image']['size'])} px), "
-                "which would be blurred by enlarging; set it to that size or more"
-            )
-        if self.weights is not None and len(self.weights) != len(self._train()):
-            raise ValueError(
-                f"data.weights has {len(self.weights)} numbers and data.train {len(self._train())} items; give one for each"
-            )
-
-    def _train(self) -> list[str]:
+    def train_items(self) -> list[str]:
+        """`train` as a list."""
         train = self.paths["train"]
         return train if isinstance(train, list) else [train] if train else []
 
@@ -128,7 +103,7 @@ class PairData(pl.LightningDataModule):
             path = self.paths[name]
             if path is None and name == required:
                 raise ValueError(f"data.{name} is not set, so there is nothing to {stage}; name a folder of shards")
-            if name == "train" and any(is_remote(item) for item in self._train()):
+            if name == "train" and any(is_remote(item) for item in self.train_items()):
                 self._open_streams()
             elif path is not None and name not in self.sources:
                 self.sources[name] = open_source(path)
@@ -138,21 +113,16 @@ class PairData(pl.LightningDataModule):
             self._prepare_train()
 
     def _open_streams(self) -> None:
-        unusable: dict[str, Any] = {"cache": self.cache_side, "shuffle_block": self.shuffle_block}
-        if self.captions == "all":
-            unusable["captions"] = "all"
-        for name, value in unusable.items():
-            if value is not None:
-                raise ValueError(
-                    f"data.{name} {value} needs local shards, and data.train is read as a stream; leave it out"
-                )
-        self.streams = [expand([item]) for item in self._train()]
+        check_streamed(self)
+        self.streams = [expand([item]) for item in self.train_items()]
+        refuse_same_shard(self.streams)
         for shards in self.streams:
             peek(shards)
 
     def _prepare_train(self) -> None:
         if self.captions == "all":
             self.captions = most_captions(self.sources["train"])
+        self._digest = self.sources["train"].digest()
         if self.weights is not None:
             _ = self.batches  # weights that cannot be met are an error before any work
         if self.cache_side and self._cache is None:
@@ -161,18 +131,24 @@ class PairData(pl.LightningDataModule):
     @property
     def names(self) -> list[str]:
         """What counts per source go under, one for each item of `train`; known after `setup`."""
-        return self._train() if self.streams is not None else self.sources["train"].names
+        return self.train_items() if self.streams is not None else self.sources["train"].names
 
     @property
     def listed(self) -> dict[tuple[int, str], int]:
         """Samples that listing the training shards left out, by (number of the source, reason)."""
         return {} if self.streams is not None else self.sources["train"].problem_counts
 
-    def left_over(self) -> dict[str, int]:
-        """Samples of the epoch just over that were neither seen nor dropped."""
+    def left_over(self, shown: int) -> dict[str, int]:
+        """Samples of the epoch just over that were neither seen nor dropped; shown: how many were one or the other."""
         assert self.trainer is not None
         left = {"incomplete_batch": self.trainer.train_dataloader.sampler.incomplete}  # type: ignore[union-attr]
-        if self.streams is None and self.weights is not None:
+        if self.streams is not None:
+            return left
+        if (
+            rest := self._samples() - left["incomplete_batch"] - shown
+        ) > 0:  # trainer.max_steps, limit_train_batches, …
+            left["not_reached"] = rest
+        if self.weights is not None:
             left["other_epochs"] = len(self.sources["train"]) - self._samples()
         return left
 
@@ -190,8 +166,7 @@ class PairData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader | StreamLoader:
         """Batches of the current epoch; a resumed run starts after the last batch it had finished."""
         assert self.trainer is not None
-        epoch, done = position(self.trainer)
-        place = {"epoch": epoch, "start": done}
+        epoch, done = go_on(self.trainer)
         if done:
             self._check_resumed()
         assert isinstance(self.captions, int)
@@ -217,7 +192,7 @@ class PairData(pl.LightningDataModule):
             self.workers,
             all_captions=False,
             cache=self._cache,
-            block=self.shuffle_block,
+            block=self.shuffle_block if self.weights is None else None,  # a mixture leaves gaps in what is read
             prefetch=self.prefetch,
         )
 
@@ -252,11 +227,9 @@ class PairData(pl.LightningDataModule):
         about: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size, "weights": self.weights}
         if self.streams is not None:
             assert self.trainer is not None
-            shards = [[re.sub(r"\?.*", "", url) for url in urls] for urls in self.streams]  # signatures expire
-            digest = hashlib.sha256(json.dumps(shards).encode()).hexdigest()
             own = {"ranks": self.trainer.world_size, "workers": self.workers, "buffer": self.stream.buffer}
-            return about | own | {"shards": digest}
-        return about | {"shuffle_block": self.shuffle_block, "samples": len(self.sources["train"])}
+            return about | own | {"shards": digest(self.streams)}
+        return about | {"shuffle_block": self.shuffle_block, "shards": self._digest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._before = state_dict

@@ -12,6 +12,10 @@ _WASTE = 1 << 20  # bytes between the wanted ones that may be read along with th
 _READ_AHEAD = 128 << 10  # what Linux reads for one hint: it leaves out the rest of a longer range
 
 
+class ChangedFile(OSError):
+    """A file that is not the one that was listed."""
+
+
 class OpenFile:
     """A descriptor, closed when the last that reads from it lets it go."""
 
@@ -37,7 +41,7 @@ class OpenFile:
             found = [os.pread(self.descriptor, size, offset) for offset, size in wanted]
             missing = total - sum(map(len, found))
         if missing:
-            raise OSError(f"{self.path} was cut since it was listed, so samples are missing from it; restore it")
+            raise ChangedFile(f"{self.path} was cut since it was listed, so samples are missing from it; restore it")
         return found
 
     def will_need(self, start: int, end: int) -> None:
@@ -56,5 +60,5 @@ def opened(path: str, size: int, mtime_ns: int) -> OpenFile:
     file = OpenFile(path)
     stat = os.fstat(file.descriptor)
     if (stat.st_size, stat.st_mtime_ns) != (size, mtime_ns):
-        raise OSError(f"{path} was changed since it was listed, so samples lie elsewhere in it now; start again")
+        raise ChangedFile(f"{path} was changed since it was listed, so samples lie elsewhere in it now; start again")
     return file

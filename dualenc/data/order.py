@@ -19,13 +19,12 @@ def epoch_order(n: int, seed: int, epoch: int, block: int | None = None) -> np.n
     """A permutation of range(n): each sample once.
 
     block: shuffle blocks of that many neighbours, and the samples of WINDOW blocks among themselves: a slow disk then
-    reads stretches instead of single samples. Where blocks begin changes from epoch to epoch.
+    reads stretches instead of single samples.
     """
     rng = np.random.default_rng([seed, epoch])
     if block is None:
         return rng.permutation(n)
-    cuts = np.arange(int(rng.integers(1, block + 1)), n, block)
-    blocks = np.split(np.arange(n), cuts)
+    blocks = np.split(np.arange(n), np.arange(block, n, block))
     shuffled = [blocks[i] for i in rng.permutation(len(blocks))]
     windows = [np.concatenate(shuffled[i : i + WINDOW]) for i in range(0, len(shuffled), WINDOW)]
     return np.concatenate([rng.permutation(window) for window in windows])

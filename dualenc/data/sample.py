@@ -10,6 +10,7 @@ from typing import Any
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 KINDS = ("image", "txt", "json", "cls")  # what is read of a sample; an image's extension may be any of the above
+CHANGED = "changed shard"  # why a sample is left out whose shard is no longer the one that was listed
 UNREADABLE = "unreadable file"  # why a sample whose file is gone, or not ours to read, is left out
 
 

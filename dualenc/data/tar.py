@@ -1,4 +1,4 @@
-"""Where each member of a tar lies, from its headers alone, so that samples are read by offset instead of from the start.
+"""The members of a tar from its headers: where they lie in a local file, or, over any other source, what they hold.
 
 Written for what may be damaged: every header's checksum is verified, and after a bad one reading goes on at the next good
 one. Understood are ustar, GNU and pax headers; the standard library's tarfile is the oracle of the tests.
@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 BLOCK = 512
+LONGEST = 1 << 20  # bytes of one extended header that are looked at; names are shorter
 TRUNCATED, DAMAGED, NOT_A_TAR = "truncated shard", "damaged shard", "not a tar"
 
 _ZEROS = bytes(BLOCK)
 _MAGIC, _MAGIC_AT = b"ustar", 257
-_CHUNK = 1 << 20
-_LONGEST = 1 << 20  # bytes of one extended header; names are shorter
+_CHUNK = 1 << 16
 _MOST_PADDING = 1 << 20  # zeros that end a tar; more of them are what a crash left of a file
 _REGULAR = (b"0", b"\0", b"7")
-_EMPTY = (
-    b"1",
-    b"2",
-    b"3",
-    b"4",
-    b"5",
-    b"6",
-)  # links, devices, folders: no data follows, whatever their size field says
+_EMPTY = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders: no data follows, whatever their size says
 _SPARSE = b"S"
+
+Data = TypeVar("Data")
+Taken = TypeVar("Taken", covariant=True)
 
 
 class Member(NamedTuple):
@@ -44,127 +41,172 @@ def members(path: str | Path) -> tuple[list[Member], str | None]:
     place, except where an extended header's text is damaged unseen (tar has no checksum for it). Bytes of a name that
     are not UTF-8 are kept as surrogate escapes.
     """
-    size = os.path.getsize(path)
-    if size < BLOCK:
-        return [], NOT_A_TAR if size else TRUNCATED
     with open(path, "rb", buffering=0) as file:
         try:
-            return _Walk(file.fileno(), size).run()
+            walk = Walk(_Places(file.fileno()))
+            found = [Member(name, offset, size) for name, size, offset in walk]
         except OSError as error:
             error.filename = str(path)
             raise
+    return found, walk.damage
 
 
-class _Walk:
-    """One pass over the headers of a tar."""
+class Source(Protocol[Taken]):
+    """What a tar is read from, from its start to its end. `take`, `text` and `skip` also pass over a member's padding."""
 
-    def __init__(self, file: int, size: int):
-        self.file, self.size = file, size
-        self.found: list[Member] = []
+    def block(self) -> bytes:
+        """The next BLOCK bytes; fewer only at the end."""
+
+    def tail(self) -> bytes:
+        """The same, for what comes after the tar's own end."""
+
+    def take(self, size: int) -> Taken | None:
+        """The next `size` bytes, or where they are; None where there are fewer."""
+
+    def text(self, size: int) -> tuple[bytes, bool]:
+        """The first LONGEST of the next `size` bytes, and whether there are as many as `size`."""
+
+    def skip(self, size: int) -> None:
+        """Pass over the next `size` bytes."""
+
+
+class _Places:
+    """A local file, of which only headers are read: a member's data is its offset."""
+
+    def __init__(self, file: int):
+        self.file, self.size = file, os.fstat(file).st_size
+        self.at = self.start = 0
+        self.ahead = b""  # what was read from `start` on
+
+    def block(self) -> bytes:
+        i = self.at - self.start
+        if not 0 <= i <= len(self.ahead) - BLOCK:  # a block right after another: so may the next ones be
+            self.ahead = os.pread(self.file, _CHUNK if i == len(self.ahead) else BLOCK, self.at)
+            self.start, i = self.at, 0
+        self.at += BLOCK
+        return self.ahead[i : i + BLOCK]
+
+    tail = block
+
+    def take(self, size: int) -> int | None:
+        at = self.at
+        self.skip(size)
+        return at if at + size <= self.size else None
+
+    def text(self, size: int) -> tuple[bytes, bool]:
+        text = os.pread(self.file, min(size, LONGEST), self.at)
+        return text, self.take(size) is not None
+
+    def skip(self, size: int) -> None:
+        self.at = min(self.at + -(-size // BLOCK) * BLOCK, self.size)
+
+
+class Walk(Generic[Data]):
+    """Iterate it once: (name, size, what the source took) of each regular file that is whole. `damage` is then what was
+    wrong: None, TRUNCATED, DAMAGED or NOT_A_TAR."""
+
+    def __init__(self, source: Source[Data]):
+        self.source = source
         self.damage: str | None = None
-        self.name: str | None = None  # of the next member, from an extended header; and so its size
-        self.length: int | None = None
-        self.extended = False  # whether such headers were seen at all
-        self.nameless = False  # the next member's true name was, or may well have been, in a header that is damaged
-        self.doubtful = False  # nothing is known of what is damaged
+        self._name: str | None = None  # of the next member, from an extended header; and so its size
+        self._size: int | None = None
+        self._extended = False  # whether such headers were seen at all
+        self._nameless = False  # the next member's true name was, or may well have been, in a header that is damaged
+        self._doubtful = False  # nothing is known of what is damaged
 
-    def run(self) -> tuple[list[Member], str | None]:
-        at: int | None = 0
-        while at is not None:
-            header = os.pread(self.file, BLOCK, at)
-            if len(header) < BLOCK:
-                self.damage = self.damage or TRUNCATED
-                break
+    def __iter__(self) -> Iterator[tuple[str, int, Data]]:
+        found = False
+        header: bytes | None = self.source.block()
+        if header is not None and len(header) < BLOCK:
+            self.damage = NOT_A_TAR if header else TRUNCATED
+        while header is not None and len(header) == BLOCK:
             if header == _ZEROS:
-                at = self._after_end(at)
+                header = self._after_end()
                 continue
             parsed = _parse(header)
             if parsed is None:
                 self._lost(*_extends(header))
-                at = self._next_header(at + BLOCK)
-            else:
-                at = self._step(at + BLOCK, *parsed)
-        if not self.found and self.damage == DAMAGED:
-            self.damage = NOT_A_TAR
-        return self.found, self.damage
-
-    def _step(self, data: int, kind: bytes, name: str, length: int) -> int | None:
-        """Take the member whose data begins at `data`; returns where the next header is, None at the end."""
-        if kind in _EMPTY or (kind == b"\0" and name.endswith("/")):
-            length = 0
-        elif kind in _REGULAR:
-            length = self._regular(data, name, length)
-        elif kind in (b"x", b"L"):
-            self._extend(kind, data, length)
-        elif kind == _SPARSE:
-            self._lost(False)
-        if kind not in (b"x", b"L", b"K", b"g"):
-            self.name = self.length = None
-            self.nameless = self.doubtful = False
-        if data + length > self.size:
+                header = self._next_header(self.source.block())
+                continue
+            member = self._step(*parsed)
+            if member is not None:
+                found = True
+                yield member
+            header = self.source.block()
+        if header is not None:
             self.damage = self.damage or TRUNCATED
+        if not found and self.damage == DAMAGED:
+            self.damage = NOT_A_TAR
+
+    def _step(self, kind: bytes, name: str, size: int) -> tuple[str, int, Data] | None:
+        """Pass over what belongs to a header; the member, if that is one."""
+        member = None
+        if kind in _REGULAR:
+            if kind != b"\0" or not name.endswith("/"):
+                member = self._regular(name, size)
+        elif kind in (b"x", b"L"):
+            self._extend(kind, *self.source.text(size), size)
             return None
-        return data + -(-length // BLOCK) * BLOCK
+        elif kind not in _EMPTY:
+            if kind == _SPARSE:
+                self._lost(False)
+            self.source.skip(size)
+        if kind not in (b"K", b"g"):
+            self._name = self._size = None
+            self._nameless = self._doubtful = False
+        return member
 
-    def _regular(self, data: int, name: str, length: int) -> int:
-        if self.length is not None and length not in (0, self.length):  # not what writers do: they leave 0 there
+    def _regular(self, name: str, size: int) -> tuple[str, int, Data] | None:
+        if self._size is not None and size not in (0, self._size):  # not what writers do: they leave 0 there
             self._lost(True)
-        elif self.length is not None:
-            length = self.length
-        name = name if self.name is None else self.name
-        if data + length <= self.size and not (self.nameless or (self.doubtful and _may_be_cut(name))):
-            self.found.append(Member(name, data, length))
-        return length
+        elif self._size is not None:
+            size = self._size
+        name = name if self._name is None else self._name
+        if self._nameless or (self._doubtful and _may_be_cut(name)):
+            self.source.skip(size)
+            return None
+        taken = self.source.take(size)
+        return None if taken is None else (name, size, taken)
 
-    def _extend(self, kind: bytes, data: int, length: int) -> None:
-        """Read the text of an extended header: GNU's long name, or pax records."""
-        text = os.pread(self.file, min(length, _LONGEST), data)
-        self.nameless, self.doubtful, self.extended = False, False, True
+    def _extend(self, kind: bytes, text: bytes, whole: bool, size: int) -> None:
+        """Take the text of an extended header: GNU's long name, or pax records."""
+        self._nameless, self._doubtful, self._extended = False, False, True
         if kind == b"L":
-            self.name = text.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+            self._name = text.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
             return
-        records = _records(text) if length <= _LONGEST else None
-        size = b"" if records is None else records.get(b"size", b"0")
-        if records is None or not size.isdigit() or b"GNU.sparse" in text:  # a sparse file does not lie in one piece
-            if data + length <= self.size:
+        records = _records(text) if size <= LONGEST else None
+        length = b"" if records is None else records.get(b"size", b"0")
+        if records is None or not length.isdigit() or b"GNU.sparse" in text:  # a sparse file does not lie in one piece
+            if whole:
                 self._lost(True)
             return
         if b"path" in records:
-            self.name = records[b"path"].decode("utf-8", "surrogateescape")
+            self._name = records[b"path"].decode("utf-8", "surrogateescape")
         if b"size" in records:
-            self.length = int(size)
+            self._size = int(length)
 
     def _lost(self, nameless: bool, doubtful: bool = False) -> None:
         self.damage = DAMAGED
-        self.nameless, self.doubtful = nameless or (doubtful and self.extended), doubtful
-        self.name = self.length = None
+        self._nameless, self._doubtful = nameless or (doubtful and self._extended), doubtful
+        self._name = self._size = None
 
-    def _after_end(self, at: int) -> int | None:
-        """Where reading goes on after a block of zeros: nowhere, unless more than zeros follows."""
-        for place in range(at, self.size, _CHUNK):
-            chunk = os.pread(self.file, _CHUNK, place)
-            rest = len(chunk.lstrip(b"\0"))
-            if rest:
-                self._lost(False, doubtful=True)
-                return self._next_header((place + len(chunk) - rest) // BLOCK * BLOCK)
-        if self.size - at > _MOST_PADDING:
+    def _after_end(self) -> bytes | None:
+        """What follows the blocks of zeros that end a tar: nothing, or a sound header, which makes it a damaged one."""
+        padding = BLOCK
+        while (block := self.source.tail()) == _ZEROS:
+            padding += BLOCK
+        if block.strip(b"\0"):
+            self._lost(False, doubtful=True)
+            return self._next_header(block)
+        if padding + len(block) > _MOST_PADDING:
             self.damage = self.damage or TRUNCATED
         return None
 
-    def _next_header(self, at: int) -> int | None:
-        """The first block from `at` on that is a sound header."""
-        while at + BLOCK <= self.size:
-            chunk = os.pread(self.file, _CHUNK, at)
-            if len(chunk) < BLOCK:
-                return None
-            spot = chunk.find(_MAGIC)
-            while spot >= 0:
-                start = spot - _MAGIC_AT
-                if start >= 0 and start % BLOCK == 0 and _parse(chunk[start : start + BLOCK]) is not None:
-                    return at + start
-                spot = chunk.find(_MAGIC, spot + 1)
-            at += len(chunk) // BLOCK * BLOCK
-        return None
+    def _next_header(self, block: bytes) -> bytes:
+        """The first block, from this one on, that is a sound header; less than a block where there is none."""
+        while len(block) == BLOCK and not (block.startswith(_MAGIC, _MAGIC_AT) and _parse(block) is not None):
+            block = self.source.block()
+        return block
 
 
 def _parse(header: bytes) -> tuple[bytes, str, int] | None:

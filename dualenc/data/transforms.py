@@ -46,9 +46,18 @@ class Augment:
     word_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, most in (("shift", 0.5), ("hue", 0.5), ("rand_augment", 14), ("rand_augment_magnitude", 30)):
-            if not 0 <= (value := getattr(self, name)) <= most:
-                raise ValueError(f"augment.{name} is {value}, which means nothing; use 0 to {most}")
+        most = {"shift": 0.5, "color_jitter": math.inf, "hue": 0.5, "rand_augment": 14, "rand_augment_magnitude": 30}
+        most |= dict.fromkeys(("flip", "color_jitter_prob", "gray", "word_dropout"), 1.0)
+        for name, bound in most.items():
+            if not 0 <= (value := getattr(self, name)) <= bound:
+                raise ValueError(f"augment.{name} is {value}, so no picture could be made; use 0 to {bound:g}")
+        for name, bound in (("scale", 1.0), ("ratio", math.inf)):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= bound:
+                raise ValueError(
+                    f"augment.{name} is [{low}, {high}], so no crop could be drawn; give the lowest and then the highest, "
+                    f"above 0{f' and at most {bound:g}' if bound < math.inf else ''}"
+                )
 
 
 def training(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import collections
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
 
+from dualenc.data.stream.transport import BROKEN, MISSING
+from dualenc.data.tar import DAMAGED, NOT_A_TAR, TRUNCATED
 from dualenc.train.gather import gathered
 
 log = logging.getLogger("dualenc")
 
 SEEN, CUT = "seen", "captions_cut"
+OF_SHARDS = frozenset({TRUNCATED, DAMAGED, NOT_A_TAR, BROKEN, MISSING})  # reasons that count shards, not samples
 Key = tuple[int, str]  # (number of the source, SEEN or a reason); -1: of no source in particular
 
 
@@ -46,23 +50,45 @@ class Counts:
         self._counts = collections.Counter({(origin, what): count for origin, what, count in state})
 
 
+def samples(total: Mapping[Key, int]) -> int:
+    """How many samples were counted, seen or dropped."""
+    return sum(count for (_, what), count in total.items() if what != CUT and what not in OF_SHARDS)
+
+
 def merged(total: Mapping[Key, int], more: Mapping[Key, int]) -> collections.Counter[Key]:
     """Counts added up."""
     return collections.Counter(total) + collections.Counter(more)
 
 
 def metrics(total: Mapping[Key, int], left: Mapping[str, int], names: list[str]) -> dict[str, float]:
-    """`data/seen`, `data/dropped/REASON`, `data/captions_cut`, `data/REASON` of what is left for other epochs; with several
-    sources also `data/SOURCE/seen` and `data/SOURCE/dropped/REASON`."""
+    """`data/seen`, `data/dropped/REASON`, `data/shards/REASON` (shards of which some or all is lost), `data/captions_cut`,
+    `data/REASON` of what is left for other epochs; with several sources also `data/SOURCE/seen` and so on."""
     found: collections.Counter[str] = collections.Counter({"data/seen": 0, "data/captions_cut": 0})
     labels = short_names(names)
     for (origin, what), count in total.items():
-        name = what if what in (SEEN, CUT) else f"dropped/{what.replace(' ', '_')}"
+        unit = "shards" if what in OF_SHARDS else "dropped"
+        name = what if what in (SEEN, CUT) else f"{unit}/{what.replace(' ', '_')}"
         found[f"data/{name}"] += count
         if origin >= 0 and len(labels) > 1:
             found[f"data/{labels[origin]}/{name}"] += count
     found.update({f"data/{name}": count for name, count in left.items()})
     return {name: float(count) for name, count in found.items()}
+
+
+def evaluated(total: Mapping[Key, int], name: str) -> dict[str, float]:
+    """`seen` and `dropped/REASON` of an evaluation set; what was dropped is told the first time."""
+    counted = {what: float(count) for (_, what), count in total.items() if what not in (SEEN, CUT)}
+    if counted:
+        lost = ", ".join(f"{count:,.0f} {reason}" for reason, count in counted.items())
+        warn_once(f"{name}: left out of the scores: {lost}")
+    dropped = {f"dropped/{what.replace(' ', '_')}": count for what, count in counted.items()}
+    return {SEEN: float(sum(count for (_, what), count in total.items() if what == SEEN)), **dropped}
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Log a line the first time it comes up, not at every validation."""
+    log.warning(text)
 
 
 def report(total: Mapping[Key, int], left: Mapping[str, int], epoch: int) -> None:

@@ -18,7 +18,7 @@ from dualenc.data.module import PairData
 from dualenc.data.order import check_batch_size
 from dualenc.data.speed import Parts, batches_rate, with_small_cache
 from dualenc.train.module import ContrastiveModule
-from dualenc.train.run import CLI, Parser, _config
+from dualenc.train.run import CLI, cli_settings
 from dualenc.train.verdict import Verdict, judge
 
 NOWHERE = "dualenc-bench"  # stands for the run's folder, which is not made
@@ -32,15 +32,7 @@ def bench(arguments: Sequence[str], seconds: float = 1.5) -> Verdict:
     One device's share is measured, in this process and loader processes of its own. Nothing is written: no log, no
     checkpoint. ValueError and the like for what `fit` would refuse.
     """
-    cli = _Measured(
-        ContrastiveModule,
-        PairData,
-        args=["fit", *(_config(word, before) for before, word in zip(["", *arguments], arguments, strict=False))],
-        parser_class=Parser,
-        trainer_defaults={"use_distributed_sampler": False},
-        seed_everything_default=0,
-        save_config_callback=None,
-    )
+    cli = _Measured(ContrastiveModule, PairData, **cli_settings(["fit", *arguments]), save_config_callback=None)
     data, trainer = cli.datamodule, cli.trainer
     data.trainer = trainer
     cache, data.cache_side = data.cache_side, None  # filling it is no part of an epoch: see `with_small_cache`

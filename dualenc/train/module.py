@@ -16,12 +16,15 @@ from dualenc.model import folder
 from dualenc.model.losses import contrastive_loss, sigmoid_loss
 from dualenc.model.names import class_files
 from dualenc.model.spec import input_spec
-from dualenc.model.towers import build, check_config, image_features, text_features
-from dualenc.train import accounting
+from dualenc.model.towers import image_features, text_features
+from dualenc.train import accounting, start
 from dualenc.train.gather import gather_rows, gathered
+from dualenc.train.schedule import total_steps, warmup_cosine
 from dualenc.train.validation import Embeddings, zero_shot_scores
 
 log = logging.getLogger("dualenc")
+
+MOST_EMPTY = 10  # batches in a row without a usable sample, after which training stops
 
 
 class ContrastiveModule(pl.LightningModule):
@@ -80,38 +83,14 @@ class ContrastiveModule(pl.LightningModule):
         self.save_hyperparameters()
         self.loss, self.max_logit_scale, self.lr, self.weight_decay = loss, max_logit_scale, lr, weight_decay
         self.betas, self.warmup_steps = betas, warmup_steps
-        self._towers(start_from, name, embed_dim, vision, text, quick_gelu, preprocess or {}, temperature)
+        sizes = {"embed_dim": embed_dim, "vision": vision, "text": text, "quick_gelu": quick_gelu}
+        started = start.towers(start_from, name, sizes, preprocess or {}, loss, temperature)
+        self.model, self.tokenizer, self.model_cfg, _ = started
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.counts = accounting.Counts()
-        self._seen: dict[int, Embeddings] = {}
-
-    def _towers(self, start_from, name, embed_dim, vision, text, quick_gelu, preprocess, temperature) -> None:  # type: ignore[no-untyped-def]
-        if start_from is not None:
-            loaded = folder.load(start_from)
-            self.model, self.model_cfg, self.tokenizer = loaded.model, loaded.model_cfg, loaded.tokenizer
-            check_config({}, preprocess)
-            self.model.visual.preprocess_cfg.update(preprocess)  # type: ignore[union-attr,operator]
-            if temperature is not None:
-                torch.nn.init.constant_(self.model.logit_scale, -math.log(temperature))  # type: ignore[arg-type]
-        else:
-            self.model_cfg = {
-                "embed_dim": embed_dim or 256,
-                "vision_cfg": vision,
-                "text_cfg": text or {},
-                "quick_gelu": quick_gelu,
-                "custom_text": vision is not None and "timm_model_name" in vision,
-            }
-            if name is not None:
-                self.model_cfg = folder.model_config(name)
-            self.model_cfg["init_logit_scale"] = -math.log(temperature or (0.1 if self.loss == "sigmoid" else 0.07))
-            if self.loss == "sigmoid":
-                self.model_cfg["init_logit_bias"] = -10.0  # Zhai et al. 2023, 3.2: all pairs begin as negatives
-            self.model = build(self.model_cfg, preprocess)
-            self.tokenizer = folder.make_tokenizer(self.model_cfg["text_cfg"])
-        if self.loss == "sigmoid" and getattr(self.model, "logit_bias", None) is None:
-            raise ValueError(
-                f"{start_from}: has no logit bias, so the sigmoid loss cannot train it; use model.loss softmax"
-            )
+        self._seen: dict[int, Embeddings] = {}  # by the number of the evaluation loader, like the next
+        self._shown: dict[int, accounting.Counts] = {}
+        self._empty = 0  # batches in a row of which nothing could be used
 
     def setup(self, stage: str) -> None:
         """What validation will need is looked for before training, not after its first epoch."""
@@ -147,6 +126,9 @@ class ContrastiveModule(pl.LightningModule):
         texts = text_features(self.model, tokens.flatten(0, 1)).view(len(tokens), -1)  # (B, K·D)
         image, text, valid = gather_rows(image_features(self.model, batch["image"]), texts, batch["valid"])
         self.counts.add(batch)
+        if not valid.any():
+            return self._no_loss(image, text)
+        self._empty = 0
         loss = self._loss(image, text) if valid.all() else self._loss(image[valid], text[valid])
         if not torch.isfinite(loss):
             raise ValueError(
@@ -157,12 +139,21 @@ class ContrastiveModule(pl.LightningModule):
         self.log("train/logit_scale", self.model.logit_scale.exp().detach())  # type: ignore[operator]
         return loss
 
+    def _no_loss(self, image: Tensor, text: Tensor) -> Tensor:
+        """Zero with zero gradients, for a batch of which nothing can be used: its shard may be broken, the next is read.
+
+        ValueError after MOST_EMPTY in a row.
+        """
+        self._empty += 1
+        if self._empty == MOST_EMPTY:
+            raise ValueError(
+                f"no sample of {MOST_EMPTY} batches in a row could be used, so nothing is learnt; `dualenc data check` says "
+                "what is wrong with the data"
+            )
+        return 0 * (image.sum() + text.sum() + sum(p.sum() for p in self.parameters() if p.requires_grad))
+
     def _loss(self, image: Tensor, text: Tensor) -> Tensor:
         """image (B, D), text (B, K·D): the mean over K captions of the loss of that caption with the image."""
-        if not len(image):
-            raise ValueError(
-                "no sample of a whole batch could be used; `dualenc data check` says what is wrong with the data"
-            )
         with torch.autocast(image.device.type, enabled=False):  # logits in half precision cost 1 % of the gradient
             if image.dtype in (torch.float16, torch.bfloat16):
                 image, text = image.float(), text.float()
@@ -179,19 +170,23 @@ class ContrastiveModule(pl.LightningModule):
         with torch.no_grad():  # CLIP clamps so that training stays stable (Radford et al. 2021, 2.5)
             self.model.logit_scale.clamp_(0, math.log(self.max_logit_scale))  # type: ignore[union-attr,operator]
 
+    def on_train_epoch_start(self) -> None:
+        self.counts.clear()  # not at an epoch's end: that of a run ended by max_steps may go on
+
     def on_train_epoch_end(self) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        total = accounting.merged(self.counts.total(), data.listed)
-        left = data.left_over()
+        counted = self.counts.total()
+        left = data.left_over(accounting.samples(counted))
         if data.streams is not None:  # each rank has its own
             left["incomplete_batch"] = sum(gathered(left["incomplete_batch"]))
-        self.counts.clear()
+        total = accounting.merged(counted, data.listed)
         if self.trainer.is_global_zero:
             accounting.report(total, left, self.current_epoch)
         self.log_dict(accounting.metrics(total, left, data.names), rank_zero_only=True)
 
     def validation_step(self, batch: dict[str, Any], _: int, dataloader_idx: int = 0) -> None:
         self._seen.setdefault(dataloader_idx, Embeddings()).add(self.model, batch)
+        self._shown.setdefault(dataloader_idx, accounting.Counts()).add(batch)
 
     test_step = validation_step
 
@@ -208,13 +203,15 @@ class ContrastiveModule(pl.LightningModule):
             seen = self._seen.pop(place, None)
             if seen is None or self.trainer.sanity_checking:
                 continue
+            account = accounting.evaluated(self._shown[place].total(), name)
             if name == "zeroshot":
                 metrics = zero_shot_scores(self.model, self.tokenizer, seen, *class_files(data.paths["zeroshot"]))
-                metrics = {f"{prefix}/zeroshot_{k}": v for k, v in metrics.items()}
+                metrics = {f"{prefix}/zeroshot_{k}": v for k, v in (metrics | account).items()}
             else:
-                metrics = {f"{prefix}/{k}": v for k, v in seen.recall().items()}
+                metrics = {f"{prefix}/{k}": v for k, v in (seen.recall() | account).items()}
             self.log_dict(metrics, rank_zero_only=True)
         self._seen.clear()
+        self._shown.clear()
 
     def configure_optimizers(self) -> Any:
         trained = [p for p in self.parameters() if p.requires_grad]
@@ -246,26 +243,3 @@ class ContrastiveModule(pl.LightningModule):
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         if self.trainer.is_global_zero and not progress["is_last_batch"]:
             self.counts.load(checkpoint["dualenc"].get("counts", []))
-
-
-def total_steps(trainer: pl.Trainer) -> float:
-    """Optimizer steps of a whole fit, however much of it is done.
-
-    Lightning's `estimated_stepping_batches` would build the training loader on the spot, before a checkpoint has told
-    where it starts: a resumed epoch would begin anew.
-    """
-    batches, limit = trainer.datamodule.batches, trainer.limit_train_batches  # type: ignore[attr-defined]
-    if isinstance(limit, int) or batches == math.inf:
-        batches = min(batches, limit if isinstance(limit, int) else math.inf)
-    else:
-        batches = int(batches * limit)
-    epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
-    return min(batches * epochs, trainer.max_steps if trainer.max_steps != -1 else math.inf)
-
-
-def warmup_cosine(step: int, warmup: int, total: int) -> float:
-    """The learning rate's factor at a step: linear to 1 over `warmup` steps, then half a cosine to 0 at `total`."""
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -176,7 +177,17 @@ def run(argv: list[str]) -> None:
     """
     for pattern in NOISE:
         warnings.filterwarnings("ignore", message=pattern)
-    settings: dict[str, Any] = {
+    try:
+        CLI(ContrastiveModule, PairData, **cli_settings(argv), save_config_kwargs={"overwrite": True})
+    except BaseException:
+        if CLI.fresh is not None and not (CLI.fresh / "checkpoints").exists():
+            shutil.rmtree(CLI.fresh, ignore_errors=True)
+        raise
+
+
+def cli_settings(argv: Sequence[str]) -> dict[str, Any]:
+    """What `CLI` is made with, for these words of a command line."""
+    return {
         "args": [_config(argument, before) for before, argument in zip(["", *argv], argv, strict=False)],
         "parser_class": Parser,
         "trainer_defaults": {
@@ -185,14 +196,7 @@ def run(argv: list[str]) -> None:
             "sync_batchnorm": torch.cuda.is_available(),
         },
         "seed_everything_default": 0,
-        "save_config_kwargs": {"overwrite": True},
     }
-    try:
-        CLI(ContrastiveModule, PairData, **settings)
-    except BaseException:
-        if CLI.fresh is not None and not (CLI.fresh / "checkpoints").exists():
-            shutil.rmtree(CLI.fresh, ignore_errors=True)
-        raise
 
 
 def _config(argument: str, before: str) -> str:

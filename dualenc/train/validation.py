@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 from typing import Any
 
 import numpy as np
@@ -12,16 +10,9 @@ from torch import nn
 
 from dualenc.evaluate.metrics import left_out, retrieval_metrics, zero_shot_metrics
 from dualenc.model.names import zero_shot_classifier
-from dualenc.model.towers import image_features, pads_to_longest, text_features
+from dualenc.model.towers import image_features, text_features_sorted
+from dualenc.train.accounting import warn_once
 from dualenc.train.gather import gathered
-
-log = logging.getLogger("dualenc")
-
-
-@functools.cache
-def warn_once(text: str) -> None:
-    """Log a line the first time it comes up, not at every validation."""
-    log.warning(text)
 
 
 class Embeddings:
@@ -35,7 +26,10 @@ class Embeddings:
         kept = batch["valid"][row]
         part = {"image": image_features(model, batch["image"]), "position": batch["position"], "valid": batch["valid"]}
         if len(row):
-            part |= {"text": text_features(model, batch["all_text"])[kept], "owner": batch["position"][row][kept]}
+            part |= {
+                "text": text_features_sorted(model, batch["all_text"])[kept],
+                "owner": batch["position"][row][kept],
+            }
         if "label" in batch:
             part["label"] = batch["label"]
         self._batches.append(
@@ -89,12 +83,9 @@ def zero_shot_scores(
         )
 
     def embed_texts(texts: list[str]) -> np.ndarray:
-        tokens = tokenizer(texts)
-        if pads_to_longest(model):
-            tokens = tokens[:, : int(tokens.any(dim=0).nonzero().max()) + 1]
         device = next(model.parameters()).device
         with torch.no_grad():
-            return text_features(model, tokens.to(device)).float().cpu().numpy()
+            return text_features_sorted(model, tokenizer(texts).to(device)).float().cpu().numpy()
 
     classifier = zero_shot_classifier(embed_texts, names, templates)  # (C, D)
     scores = zero_shot_metrics(rows["image"] @ classifier.T, rows["label"])

@@ -226,8 +226,11 @@ def test_missing_data_is_said_before_any_work(data, settings, stage, message):
         ({"prefetch": 0}, "data.prefetch is 0"),
         ({"shuffle_block": 0}, "data.shuffle_block is 0"),
         ({"decode": "quick"}, "data.decode 'quick' is unknown; use fast or exact"),
+        ({"weights": [0.0]}, "only positive numbers are proportions"),
+        ({"weights": [float("nan")]}, "only positive numbers are proportions"),
+        ({"batch_size": "all"}, "data.batch_size is all"),
         ({"weights": [1.0, 2.0]}, "data.weights has 2 numbers and data.train 1 items"),
-        ({"caption_fields": {"txt": 0.0}}, "each field needs a probability above 0"),
+        ({"caption_fields": {"txt": 0.0}}, "is never drawn"),
         ({"caption_fields": {"txt": 1.0}, "captions": "all"}, "data.captions all counts the lines"),
     ],
 )
@@ -264,14 +267,34 @@ def test_augmentation_is_documented_by_plain_values():
     assert all(isinstance(v, (int, float, tuple)) for v in dataclasses.asdict(Augment()).values())
 
 
-@pytest.mark.parametrize("changed", [{"batch_size": 6}, {"seed": 8}, {"shuffle_block": 4}])
-def test_another_order_in_the_middle_of_an_epoch_is_refused(data, tmp_path, changed):
+@pytest.mark.parametrize("name", ["batch_size", "seed", "shuffle_block", "shards"])
+def test_another_order_in_the_middle_of_an_epoch_is_refused(data, shards, tmp_path, name):
     fit(tmp_path, data(), callbacks=[every_step(tmp_path / "c")])
-    (name,) = changed
+    both = sorted(str(path) for path in shards.glob("*.tar"))
+    changed = {"batch_size": 6, "seed": 8, "shuffle_block": 4, "shards": both[::-1]}
+    changed = {"train" if name == "shards" else name: changed[name]}
     with pytest.raises(ValueError, match=f"in the middle of an epoch with {name}") as error:
         fit(tmp_path, data(**changed), tmp_path / "c" / "2.ckpt")
     assert "\n" not in str(error.value)
     fit(tmp_path, data(**changed), tmp_path / "c" / "4.ckpt", epochs=2)  # at an epoch's end nothing is lost by it
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 3, 4, 6, 8])
+def test_a_run_that_was_ended_by_its_steps_goes_on_with_more(uninterrupted, data, val_shards, tmp_path, workers, stop):
+    """Lightning takes such an end within an epoch for the epoch's end."""
+    first = [
+        ModelCheckpoint(tmp_path / "a", filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+    ]
+    again = [
+        ModelCheckpoint(tmp_path / "b", filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+    ]
+    settings = {"val": str(val_shards)}
+    assert fit(tmp_path, data(**settings), callbacks=first, max_steps=stop) == uninterrupted[:stop]
+    more = fit(tmp_path, data(workers, **settings), tmp_path / "a" / "last.ckpt", callbacks=again, max_steps=stop + 3)
+    assert more == uninterrupted[stop : stop + 3]
+    rest = fit(tmp_path, data(workers, **settings), tmp_path / "b" / "last.ckpt", max_steps=STEPS)
+    assert rest == uninterrupted[stop + 3 :]
 
 
 def test_a_block_shuffle_is_resumed_too(data, tmp_path):

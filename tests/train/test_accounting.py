@@ -1,6 +1,7 @@
 """Where every sample of an epoch went, per source and over ranks; and checkpoints that are whole."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -105,13 +106,37 @@ def test_everything_is_accounted_for_in_a_run(command, tmp_path, caplog):
             if name.startswith("data/") and step in dict(series)
         }
         assert now["data/dropped/missing_image"] == now["data/b/dropped/missing_image"] == 1
-        assert now["data/dropped/truncated_shard"] == now["data/b/dropped/truncated_shard"] == 1
+        assert now["data/shards/truncated_shard"] == now["data/b/shards/truncated_shard"] == 1
         reasons = ("missing_caption", "image_does_not_decode", "not_an_image")
         dropped = sum(now.get(f"data/dropped/{reason}", 0) for reason in reasons)
         assert now["data/seen"] + dropped + now["data/incomplete_batch"] == len(open_source(train)) >= 20
         assert now["data/seen"] == now["data/a/seen"] + now["data/b/seen"]
     lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("epoch ")]
     assert len(lines) == 2 and "1 truncated shard" in lines[0] and "1 missing image" in lines[0]
+
+
+def test_what_a_bounded_epoch_does_not_reach_is_told(command, tmp_path, caplog):
+    """Ended by its steps within an epoch, and then gone on with."""
+    caplog.set_level(logging.INFO, "dualenc")
+    data, root = {"val": None, "zeroshot": None, "batch_size": 5}, tmp_path / "run"
+    assert command("fit", root, data=data, trainer={"max_steps": 2}) == 0
+    shutil.rmtree(root / "encoder")
+    assert command("fit", root, "--ckpt_path", "last", data=data, trainer={"max_steps": 4}) == 0
+    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("epoch ")]
+    assert lines == [
+        "epoch 0: 10 samples seen; left: 4 incomplete batch, 10 not reached",
+        "epoch 0: 20 samples seen; left: 4 incomplete batch",
+    ]
+
+
+def test_an_evaluation_tells_what_it_leaves_out(command, tmp_path, caplog):
+    accounting.warn_once.cache_clear()
+    assert command("fit", tmp_path / "run", trainer={"max_epochs": 1}) == 0
+    log = read_log(tmp_path / "run" / "log" / "metrics.csv")
+    for name in ("val/", "val/zeroshot_"):
+        assert log[f"{name}seen"][0][1] == 11 and log[f"{name}dropped/not_an_image"][0][1] == 1
+    told = [r.getMessage() for r in caplog.records if "left out of the scores" in r.getMessage()]
+    assert sorted(told) == [f"{name}: left out of the scores: 1 not an image" for name in ("val", "zeroshot")]
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):

@@ -63,6 +63,11 @@ class Run:
     def lines(self):
         return sum(path.read_bytes().count(b"\n") for path in self.root.parent.glob(f"{Path(self.notes).name}.*"))
 
+    def step(self):
+        """Where the last checkpoint stands."""
+        last = self.root / "checkpoints" / "last.ckpt"
+        return torch.load(last, weights_only=True)["global_step"] if last.exists() else 0
+
     def weights(self):
         return torch.load(self.root / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
@@ -145,6 +150,26 @@ def test_a_killed_run_over_streams_goes_on_where_it_was(make, streamed, seed):
     for _ in range(2):
         run.kill(rng)
     same(run.finish(), streamed)
+
+
+def test_a_stream_is_not_resumed_by_others_in_the_middle_of_an_epoch(make, streamed, capfd):
+    run = make("refused", **streams(make))
+    while not run.step() % (SAMPLES // BATCH):  # at an epoch's end any number may go on
+        run.kill(random.Random(0))
+    (refused,) = run.start("--data.workers", 1)
+    refused.join(PATIENCE)
+    assert refused.exitcode == 1
+    assert "in the middle of an epoch with workers 2, now 1" in capfd.readouterr().err
+    same(run.finish(), streamed)
+
+
+@pytest.mark.full
+def test_a_killed_run_over_streams_on_two_ranks(make):
+    whole, run = (make(name, **streams(make) | {"workers": 1}) for name in ("two_ranks", "two_ranks_killed"))
+    whole.finish(ranks=2)
+    for _ in range(2):
+        run.kill(random.Random(), ranks=2)
+    same(run.finish(ranks=2), whole, ranks=(2, 2))
 
 
 @pytest.mark.full

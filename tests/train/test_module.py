@@ -17,7 +17,8 @@ from dualenc.data.shards import open_source
 from dualenc.data.transforms import Augment
 from dualenc.model.losses import contrastive_loss, sigmoid_loss
 from dualenc.model.towers import image_features, text_features
-from dualenc.train.module import ContrastiveModule, total_steps, warmup_cosine
+from dualenc.train.module import ContrastiveModule
+from dualenc.train.schedule import total_steps, warmup_cosine
 from tests.small import TEXT, VISION, write_shards
 
 
@@ -81,9 +82,20 @@ def test_what_is_not_valid_has_no_gradient(batch):
     assert all(torch.equal(p.grad, first[k]) for k, p in trained.named_parameters() if p.grad is not None)
 
 
-def test_a_batch_without_any_valid_sample_says_so(batch):
-    with pytest.raises(ValueError, match=r"no sample of a whole batch .*`dualenc data check`"):
-        module().training_step(only(batch, [2, 5]) | {"truncated": 0}, 0)
+def test_a_batch_of_which_nothing_can_be_used_teaches_nothing(batch):
+    trained, empty = module(loss="sigmoid"), only(batch, [2, 5]) | {"truncated": 0}
+    loss = trained.training_step(empty, 0)
+    loss.backward()
+    trainable = [p for p in trained.parameters() if p.requires_grad]
+    assert loss == 0 and all(p.grad is not None and not p.grad.any() for p in trainable)  # DDP waits for all of them
+    assert sum(trained.counts.total().values()) == 2
+    for _ in range(8):
+        trained.training_step(empty, 0)
+    trained.training_step(batch, 0)  # a good one: they are counted anew
+    for _ in range(9):
+        trained.training_step(empty, 0)
+    with pytest.raises(ValueError, match="no sample of 10 batches in a row could be used"):
+        trained.training_step(empty, 0)
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet", "timm"])
