@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from dualenc.cli import main
+from dualenc.data.stream.loader import StreamOptions
+from dualenc.data.transforms import Augment
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -67,6 +70,17 @@ def test_every_command_runs(own_pictures: Path, capsys: pytest.CaptureFixture[st
         exec(compile(block, "README.md", "exec"), {})
     for made in ("hits.png", "runs/demo/evaluation/report.html", "runs/demo/encoder/dualenc.json"):
         assert (own_pictures / made).stat().st_size > 500, made
+
+
+def test_every_setting_exists() -> None:
+    from dualenc.data.module import PairData
+
+    examples = [yaml.safe_load(block) for block in blocks("yaml")]
+    assert len(examples) >= 2
+    for example in examples:
+        given = example["data"]
+        made = {"augment": Augment(**given.pop("augment", {})), "stream": StreamOptions(**given.pop("stream", {}))}
+        PairData(**given, **made)
 
 
 def test_the_table_is_rendered_from_the_records() -> None:

@@ -38,6 +38,12 @@ def compute_options(parser: argparse.ArgumentParser, several: bool = False) -> N
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (default 64)")
     parser.add_argument("--workers", type=int, default=2, help="loader processes (default 2)")
     parser.add_argument("--accelerator", default="auto", help="auto, cpu, gpu, … (Lightning's; default auto)")
+    parser.add_argument(
+        "--decode",
+        choices=("exact", "fast"),
+        help="fast reads large JPEGs at a part of their size, within 1/255 of open_clip's pixels, and makes another fingerprint "
+        "(default exact, or what a given store was made with)",
+    )
     if several:
         parser.add_argument("--devices", default="1", help="how many, or auto (default 1)")
 

@@ -29,12 +29,6 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--dtype", choices=("float16", "float32"), default="float16", help="of the stored embeddings (default float16)"
     )
-    parser.add_argument(
-        "--decode",
-        choices=("exact", "fast"),
-        default="exact",
-        help="fast reads large JPEGs at a part of their size, within 1/255 of open_clip's pixels; it makes another fingerprint",
-    )
     compute_options(parser, several=True)
 
 
@@ -51,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     from dualenc.model.encoder import DualEncoder
 
     source = open_source(options.data)  # before the encoder: a wrong path is told at once
-    encoder = DualEncoder.load(options.encoder, decode=options.decode)
+    encoder = DualEncoder.load(options.encoder, decode=options.decode or "exact")
     store = write_store(encoder, source, options.out, part=options.part, dtype=options.dtype, **compute(options))
     if rank() != 0:
         return 0

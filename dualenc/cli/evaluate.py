@@ -117,9 +117,8 @@ def _embedded(options: argparse.Namespace, data: str, encoder: Any = None) -> tu
 
     source = None if is_store(data) else open_source(data)  # before the encoder: a wrong path is told at once
     if encoder is None:
-        encoder = DualEncoder.load(
-            options.encoder, fingerprint=open_store(data).fingerprint if source is None else None
-        )
+        theirs = open_store(data).fingerprint if source is None else None
+        encoder = DualEncoder.load(options.encoder, decode=options.decode or "exact", fingerprint=theirs)
     if source is None:
         return encoder, read_embedded(data, encoder)
     return encoder, embed_source(encoder, source, **compute(options))

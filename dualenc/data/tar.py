@@ -18,7 +18,7 @@ TRUNCATED, DAMAGED, NOT_A_TAR = "truncated shard", "damaged shard", "not a tar"
 
 _ZEROS = bytes(BLOCK)
 _MAGIC, _MAGIC_AT = b"ustar", 257
-_CHUNK = 1 << 16
+_PAGE = 1 << 12  # bytes read at a time: no slower than a block alone, and small members' headers lie close together
 _MOST_PADDING = 1 << 20  # zeros that end a tar; more of them are what a crash left of a file
 _REGULAR = (b"0", b"\0", b"7")
 _EMPTY = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders: no data follows, whatever their size says
@@ -52,7 +52,7 @@ def members(path: str | Path) -> tuple[list[Member], str | None]:
 
 
 class Source(Protocol[Taken]):
-    """What a tar is read from, from its start to its end. `take`, `text` and `skip` also pass over a member's padding."""
+    """What a tar is read from, from its start to its end."""
 
     def block(self) -> bytes:
         """The next BLOCK bytes; fewer only at the end."""
@@ -61,13 +61,10 @@ class Source(Protocol[Taken]):
         """The same, for what comes after the tar's own end."""
 
     def take(self, size: int) -> Taken | None:
-        """The next `size` bytes, or where they are; None where there are fewer."""
+        """The next `size` bytes, or where they are, their padding passed over; None where there are fewer."""
 
     def text(self, size: int) -> tuple[bytes, bool]:
-        """The first LONGEST of the next `size` bytes, and whether there are as many as `size`."""
-
-    def skip(self, size: int) -> None:
-        """Pass over the next `size` bytes."""
+        """The same, but at most the first LONGEST bytes, and whether all `size` are there."""
 
 
 class _Places:
@@ -79,26 +76,26 @@ class _Places:
         self.ahead = b""  # what was read from `start` on
 
     def block(self) -> bytes:
-        i = self.at - self.start
-        if not 0 <= i <= len(self.ahead) - BLOCK:  # a block right after another: so may the next ones be
-            self.ahead = os.pread(self.file, _CHUNK if i == len(self.ahead) else BLOCK, self.at)
-            self.start, i = self.at, 0
+        block = self._peek(BLOCK)
         self.at += BLOCK
-        return self.ahead[i : i + BLOCK]
+        return block
 
     tail = block
 
     def take(self, size: int) -> int | None:
         at = self.at
-        self.skip(size)
+        self.at = min(at + -(-size // BLOCK) * BLOCK, self.size)
         return at if at + size <= self.size else None
 
     def text(self, size: int) -> tuple[bytes, bool]:
-        text = os.pread(self.file, min(size, LONGEST), self.at)
+        text = self._peek(min(size, LONGEST))
         return text, self.take(size) is not None
 
-    def skip(self, size: int) -> None:
-        self.at = min(self.at + -(-size // BLOCK) * BLOCK, self.size)
+    def _peek(self, size: int) -> bytes:
+        i = self.at - self.start
+        if i + size > len(self.ahead):
+            self.ahead, self.start, i = os.pread(self.file, max(size, _PAGE), self.at), self.at, 0
+        return self.ahead[i : i + size]
 
 
 class Walk(Generic[Data]):
@@ -116,9 +113,10 @@ class Walk(Generic[Data]):
 
     def __iter__(self) -> Iterator[tuple[str, int, Data]]:
         found = False
-        header: bytes | None = self.source.block()
-        if header is not None and len(header) < BLOCK:
-            self.damage = NOT_A_TAR if header else TRUNCATED
+        block = self.source.block
+        header: bytes | None = block()
+        if header and len(header) < BLOCK:
+            self.damage = NOT_A_TAR
         while header is not None and len(header) == BLOCK:
             if header == _ZEROS:
                 header = self._after_end()
@@ -126,13 +124,13 @@ class Walk(Generic[Data]):
             parsed = _parse(header)
             if parsed is None:
                 self._lost(*_extends(header))
-                header = self._next_header(self.source.block())
+                header = self._next_header(block())
                 continue
             member = self._step(*parsed)
             if member is not None:
                 found = True
                 yield member
-            header = self.source.block()
+            header = block()
         if header is not None:
             self.damage = self.damage or TRUNCATED
         if not found and self.damage == DAMAGED:
@@ -150,7 +148,7 @@ class Walk(Generic[Data]):
         elif kind not in _EMPTY:
             if kind == _SPARSE:
                 self._lost(False)
-            self.source.skip(size)
+            self.source.text(size)
         if kind not in (b"K", b"g"):
             self._name = self._size = None
             self._nameless = self._doubtful = False
@@ -163,7 +161,7 @@ class Walk(Generic[Data]):
             size = self._size
         name = name if self._name is None else self._name
         if self._nameless or (self._doubtful and _may_be_cut(name)):
-            self.source.skip(size)
+            self.source.text(size)
             return None
         taken = self.source.take(size)
         return None if taken is None else (name, size, taken)
@@ -218,7 +216,7 @@ def _parse(header: bytes) -> tuple[bytes, str, int] | None:
     try:
         # the sum of all bytes, the checksum's own read as spaces; Adler-32's lower half is 1 + the sum of all bytes modulo
         # 65521, ten times faster than sum()
-        wanted = 1 + int(checksum, 8) - 8 * 32 + sum(field)
+        wanted = int(checksum, 8) - 8 * 32 + (zlib.adler32(field) & 0xFFFF)
         if zlib.adler32(header) & 0xFFFF != wanted % 65521:
             return None
         digits = size.strip(b" \0")

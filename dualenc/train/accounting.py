@@ -55,6 +55,16 @@ def samples(total: Mapping[Key, int]) -> int:
     return sum(count for (_, what), count in total.items() if what != CUT and what not in OF_SHARDS)
 
 
+def refuse_nothing(total: Mapping[Key, int]) -> None:
+    """ValueError where samples were counted and not one of them was seen."""
+    lost = {what: count for (_, what), count in total.items() if what != CUT}
+    if lost and SEEN not in lost:
+        listed = ", ".join(f"{count:,} {what}" for what, count in lost.items())
+        raise ValueError(
+            f"none of this epoch's samples could be used ({listed}), so nothing was learnt; `dualenc data check` lists them"
+        )
+
+
 def merged(total: Mapping[Key, int], more: Mapping[Key, int]) -> collections.Counter[Key]:
     """Counts added up."""
     return collections.Counter(total) + collections.Counter(more)

@@ -176,6 +176,7 @@ class ContrastiveModule(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         counted = self.counts.total()
+        accounting.refuse_nothing(counted)
         left = data.left_over(accounting.samples(counted))
         if data.streams is not None:  # each rank has its own
             left["incomplete_batch"] = sum(gathered(left["incomplete_batch"]))

@@ -213,3 +213,14 @@ def test_a_block_is_asked_for_when_its_first_sample_is_due(encoder, shards):
     assert sorted(source.asked) == [(0, 10), (10, 20)]
     made[[(12, 0), (23, 0)]]
     assert sorted(source.asked) == [(0, 10), (10, 20), (20, 24)]
+
+
+def test_a_shard_that_was_replaced_is_counted_as_such(encoder, tmp_path, caplog):
+    path = write_tar(tmp_path / "a.tar", sample("a") + sample("b"))
+    source = open_source(path)
+    write_tar(path, sample("a") + sample("c", captions=["another length of text"]))
+    made = batches(source, encoder, Augment())
+    assert [made.row(i)["reason"] for i in range(2)] == ["changed shard"] * 2
+    assert ImageCache(source, 32).reasons == {0: "changed shard", 1: "changed shard"}
+    told = [r.getMessage() for r in caplog.records]
+    assert len(told) == 1 and "a.tar was changed since it was listed" in told[0]

@@ -441,3 +441,29 @@ def test_what_a_shift_leaves_bare_is_mirrored():
     augment = Augment(scale=(1, 1), ratio=(20 / 12, 20 / 12), shift=0.25)
     seen = {training(image, spec, augment, np.random.default_rng(seed), "exact").tobytes() for seed in range(200)}
     assert seen <= windows and len(seen) > 60
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scale": (0.0, 1.0)},
+        {"scale": (0.9, 0.5)},
+        {"scale": (0.5, 1.1)},
+        {"ratio": (0.0, 1.0)},
+        {"ratio": (2.0, 1.0)},
+        {"flip": -0.1},
+        {"flip": 1.1},
+        {"gray": float("nan")},
+        {"color_jitter": -1.0},
+        {"hue": 0.6},
+        {"shift": 0.6},
+        {"rand_augment": 15},
+        {"rand_augment_magnitude": 31},
+        {"word_dropout": 2.0},
+    ],
+)
+def test_augmentation_that_cannot_be_is_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=rf"augment\.{name} is .*(use 0 to|lowest and then the highest)") as error:
+        Augment(**wrong)
+    assert "\n" not in str(error.value)

@@ -50,18 +50,17 @@ class _Contents:
 
     def take(self, size: int) -> bytes | None:
         data = self.source.read(size)
-        self.skip(0, -size % BLOCK)
+        self._pass(-size % BLOCK)
         return data if len(data) == size else None
 
     def text(self, size: int) -> tuple[bytes, bool]:
         text = self.source.read(min(size, LONGEST))
-        passed = self.skip(size - len(text), -size % BLOCK)
-        return text, len(text) + passed >= size
+        there = len(text) + self._pass(-(-size // BLOCK) * BLOCK - len(text))
+        return text, there >= size
 
-    def skip(self, size: int, padding: int | None = None) -> int:
-        """Pass over `size` bytes and the padding behind them; returns how many there were."""
-        left = size + (-size % BLOCK if padding is None else padding)
+    def _pass(self, size: int) -> int:
+        """Pass over `size` bytes; returns how many there were."""
         passed = 0
-        while passed < left and (data := self.source.read(min(left - passed, _CHUNK))):
+        while passed < size and (data := self.source.read(min(size - passed, _CHUNK))):
             passed += len(data)
         return passed
