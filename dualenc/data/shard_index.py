@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -25,11 +25,14 @@ from dualenc.data.sample import IMAGE_EXTENSIONS, KINDS
 from dualenc.data.tar import DAMAGED, NOT_A_TAR, TRUNCATED, members
 from dualenc.files import whole_file
 
+MISSING_IMAGE = "missing image"  # why a sample without one is left out
 SUFFIX = ".dualenc-index"
 BARREN = 8  # shards with members, none of them an image, after which the rest is not looked at
 _FORMAT = b"dualenc shard index 1\n"  # another number for another layout, or other rules of grouping
 _DIGEST = 32
 _COLUMNS = 2 * len(KINDS)
+
+Part = TypeVar("Part")
 
 
 @dataclasses.dataclass
@@ -90,7 +93,7 @@ def make_index(path: str) -> ShardIndex:
     found, damage = members(path)
     keys, imageless, rows = [], [], []
     extensions: collections.Counter[str] = collections.Counter()
-    for key, parts in group(found):
+    for key, parts in group((name, (offset, size)) for name, offset, size in found):
         extensions.update(parts.keys())
         image = next((parts[e] for e in IMAGE_EXTENSIONS if e in parts), None)
         if image is None:
@@ -106,21 +109,24 @@ def make_index(path: str) -> ShardIndex:
     return index
 
 
-def group(found: Iterable[Any]) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
-    """Samples from tar members as webdataset groups them: neighbours whose name is equal up to the first dot of the last part."""
+def group(found: Iterable[tuple[str, Part]]) -> Iterator[tuple[str, dict[str, Part]]]:
+    """Samples of tar members as webdataset groups them: neighbours whose name is equal up to the first dot of its last part.
+
+    found: (name, what is known of the member). Yields each sample's key, and that by extension in lower case.
+    """
     current: str | None = None
-    parts: dict[str, tuple[int, int]] = {}
-    for name, offset, size in found:
+    parts: dict[str, Part] = {}
+    for name, part in found:
         folder, slash, base = name.rpartition("/")
         stem, dot, extension = base.partition(".")
         if not dot or not stem:
             continue
-        key = folder + slash + stem
-        if key != current or extension.lower() in parts:
+        key, extension = folder + slash + stem, extension.lower()
+        if key != current or extension in parts:
             if current is not None:
                 yield current, parts
             current, parts = key, {}
-        parts[extension.lower()] = (offset, size)
+        parts[extension] = part
     if current is not None:
         yield current, parts
 

@@ -19,7 +19,7 @@ from dualenc.data.items import IMAGE_SUFFIXES
 from dualenc.data.keys import Keys
 from dualenc.data.opened import OpenFile, opened
 from dualenc.data.sample import KINDS, Sample
-from dualenc.data.shard_index import nothing_found, read_indexes, where
+from dualenc.data.shard_index import MISSING_IMAGE, nothing_found, read_indexes, where
 
 FOLDER_EXTENSIONS = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)  # what `data pack` takes from a folder
 _COLUMN = {kind: 2 * number for number, kind in enumerate(KINDS)}  # of a shard's table of places
@@ -82,7 +82,7 @@ class Shards(Source):
             if index.damage:
                 problems[index.damage].append(path)
             if index.imageless:
-                problems["missing image"] += index.imageless
+                problems[MISSING_IMAGE] += index.imageless
         if not len(keys) and strict:
             raise nothing_found(self.paths, indexes)
         self._stats = [(index.size, index.mtime_ns) for index in indexes]
@@ -101,7 +101,7 @@ class Shards(Source):
         counts: collections.Counter[tuple[int, str]] = collections.Counter()
         for number, index in zip(owner, indexes, strict=True):
             counts.update({(number, index.damage): 1} if index.damage else {})
-            counts.update({(number, "missing image"): len(index.imageless)} if index.imageless else {})
+            counts.update({(number, MISSING_IMAGE): len(index.imageless)} if index.imageless else {})
         counts.update((int(number), "duplicate key") for number in origin_of_all[twice])
         self.problem_counts = dict(counts)
 

@@ -7,17 +7,16 @@ one. Understood are ustar, GNU and pax headers; the standard library's tarfile i
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-BLOCK = 512
+from dualenc.data.tar_header import BLOCK, MAGIC, MAGIC_AT, extends, may_be_cut, parse, records
+
 LONGEST = 1 << 20  # bytes of one extended header that are looked at; names are shorter
 TRUNCATED, DAMAGED, NOT_A_TAR = "truncated shard", "damaged shard", "not a tar"
 
 _ZEROS = bytes(BLOCK)
-_MAGIC, _MAGIC_AT = b"ustar", 257
 _PAGE = 1 << 12  # bytes read at a time: no slower than a block alone, and small members' headers lie close together
 _MOST_PADDING = 1 << 20  # zeros that end a tar; more of them are what a crash left of a file
 _REGULAR = (b"0", b"\0", b"7")
@@ -121,9 +120,9 @@ class Walk(Generic[Data]):
             if header == _ZEROS:
                 header = self._after_end()
                 continue
-            parsed = _parse(header)
+            parsed = parse(header)
             if parsed is None:
-                self._lost(*_extends(header))
+                self._lost(*extends(header))
                 header = self._next_header(block())
                 continue
             member = self._step(*parsed)
@@ -160,7 +159,7 @@ class Walk(Generic[Data]):
         elif self._size is not None:
             size = self._size
         name = name if self._name is None else self._name
-        if self._nameless or (self._doubtful and _may_be_cut(name)):
+        if self._nameless or (self._doubtful and may_be_cut(name)):
             self.source.text(size)
             return None
         taken = self.source.take(size)
@@ -172,15 +171,16 @@ class Walk(Generic[Data]):
         if kind == b"L":
             self._name = text.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
             return
-        records = _records(text) if size <= LONGEST else None
-        length = b"" if records is None else records.get(b"size", b"0")
-        if records is None or not length.isdigit() or b"GNU.sparse" in text:  # a sparse file does not lie in one piece
+        said = records(text) if size <= LONGEST else None
+        length = b"" if said is None else said.get(b"size", b"0")
+        sound = length.isdigit() and len(length) < 19  # a larger size no file has
+        if said is None or not sound or b"GNU.sparse" in text:  # a sparse file does not lie in one piece
             if whole:
                 self._lost(True)
             return
-        if b"path" in records:
-            self._name = records[b"path"].decode("utf-8", "surrogateescape")
-        if b"size" in records:
+        if b"path" in said:
+            self._name = said[b"path"].decode("utf-8", "surrogateescape")
+        if b"size" in said:
             self._size = int(length)
 
     def _lost(self, nameless: bool, doubtful: bool = False) -> None:
@@ -202,61 +202,6 @@ class Walk(Generic[Data]):
 
     def _next_header(self, block: bytes) -> bytes:
         """The first block, from this one on, that is a sound header; less than a block where there is none."""
-        while len(block) == BLOCK and not (block.startswith(_MAGIC, _MAGIC_AT) and _parse(block) is not None):
+        while len(block) == BLOCK and not (block.startswith(MAGIC, MAGIC_AT) and parse(block) is not None):
             block = self.source.block()
         return block
-
-
-def _parse(header: bytes) -> tuple[bytes, str, int] | None:
-    """(kind, name, size) of a header, or None where its checksum or its size is wrong."""
-    field, size = header[148:156], header[124:136]
-    checksum = field.split(b"\0", 1)[0].strip(b" ")
-    if len(header) < BLOCK or not checksum.isdigit():
-        return None
-    try:
-        # the sum of all bytes, the checksum's own read as spaces; Adler-32's lower half is 1 + the sum of all bytes modulo
-        # 65521, ten times faster than sum()
-        wanted = int(checksum, 8) - 8 * 32 + (zlib.adler32(field) & 0xFFFF)
-        if zlib.adler32(header) & 0xFFFF != wanted % 65521:
-            return None
-        digits = size.strip(b" \0")
-        length = int.from_bytes(size[1:], "big") if size[0] == 0x80 else int(digits, 8) if digits else 0
-    except ValueError:  # not octal
-        return None
-    if length < 0 or length >> 63:
-        return None
-    name = header[:100].split(b"\0", 1)[0]
-    if header[345] and header[257:263] == b"ustar\0":
-        name = header[345:500].split(b"\0", 1)[0] + b"/" + name
-    return header[156:157], name.decode("utf-8", "surrogateescape"), length
-
-
-def _extends(header: bytes) -> tuple[bool, bool]:
-    """Whether a damaged header looks like one that said the name of the next member, and whether too little of it is left."""
-    name, field = header[:100], header[148:156].split(b"\0", 1)[0].strip(b" ")
-    looks = header[156:157] in (b"x", b"g", b"L", b"K") or b"PaxHeader" in name or b"@LongLink" in name
-    stored = int(field, 8) if field and not field.strip(b"01234567") else -BLOCK
-    one_byte = abs(sum(header) - sum(header[148:156]) + 8 * 32 - stored) < 256
-    return looks, not one_byte and header[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] != _MAGIC
-
-
-def _may_be_cut(name: str) -> bool:
-    """Whether a plain header's name may stand for one that did not fit: long, or with a sign for what is not ASCII."""
-    return len(name.encode("utf-8", "surrogateescape")) > 90 or "?" in name
-
-
-def _records(text: bytes) -> dict[bytes, bytes] | None:
-    """The `length key=value` records of a pax header, or None where they are damaged."""
-    found: dict[bytes, bytes] = {}
-    at = 0
-    while at < len(text) and text[at]:
-        digits, space, _ = text[at : at + 20].partition(b" ")
-        if not space or not digits.isdigit():
-            return None
-        end = at + int(digits)
-        key, equals, value = text[at + len(digits) + 1 : end - 1].partition(b"=")
-        if not equals or text[end - 1 : end] != b"\n":
-            return None
-        found[key] = value
-        at = end
-    return found

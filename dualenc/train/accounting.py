@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from dualenc.data.stream.samples import REST_LEFT, SHARD_LEFT
 from dualenc.data.stream.transport import BROKEN, MISSING
 from dualenc.data.tar import DAMAGED, NOT_A_TAR, TRUNCATED
 from dualenc.train.gather import gathered
@@ -15,7 +16,8 @@ from dualenc.train.gather import gathered
 log = logging.getLogger("dualenc")
 
 SEEN, CUT = "seen", "captions_cut"
-OF_SHARDS = frozenset({TRUNCATED, DAMAGED, NOT_A_TAR, BROKEN, MISSING})  # reasons that count shards, not samples
+LEFT = (SHARD_LEFT, REST_LEFT)  # not dropped: another epoch shows them
+OF_SHARDS = frozenset({TRUNCATED, DAMAGED, NOT_A_TAR, BROKEN, MISSING, *LEFT})  # reasons that count shards, not samples
 Key = tuple[int, str]  # (number of the source, SEEN or a reason); -1: of no source in particular
 
 
@@ -107,8 +109,13 @@ def report(total: Mapping[Key, int], left: Mapping[str, int], epoch: int) -> Non
     for (_, what), count in total.items():
         by_reason[what] += count
     seen, cut = by_reason.pop(SEEN, 0), by_reason.pop(CUT, 0)
-    lost = [f"{count:,} {reason}" for reason, count in by_reason.most_common() if count]
     rest = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in left.items() if count]
+    rest += [
+        f"{count:,} {reason.removesuffix(' left for other epochs')}"
+        for reason in LEFT
+        if (count := by_reason.pop(reason, 0))
+    ]
+    lost = [f"{count:,} {reason}" for reason, count in by_reason.most_common() if count]
     parts = [f"epoch {epoch}: {seen:,} samples seen", f"{cut:,} captions cut" if cut else ""]
     parts += ["dropped: " + ", ".join(lost) if lost else "", "left: " + ", ".join(rest) if rest else ""]
     log.log(logging.WARNING if lost else logging.INFO, "; ".join(part for part in parts if part))

@@ -241,6 +241,6 @@ class ContrastiveModule(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        if self.trainer.is_global_zero and not progress["is_last_batch"]:
+        fit = checkpoint.get("loops", {}).get("fit_loop")  # checkpoints of weights alone have none
+        if self.trainer.is_global_zero and fit and not fit["epoch_loop.batch_progress"]["is_last_batch"]:
             self.counts.load(checkpoint["dualenc"].get("counts", []))

@@ -97,7 +97,7 @@ def test_epochs_show_each_sample_at_most_once_in_the_order_of_their_seed(uninter
     assert len({(epoch, total) for epoch, _, total, _ in uninterrupted}) == STEPS and len(pixels) == SAMPLES
 
 
-@pytest.mark.parametrize("workers", [2, 1])
+@pytest.mark.parametrize("workers", [1, 4])
 def test_workers_change_nothing(uninterrupted, data, tmp_path, workers):
     assert fit(tmp_path, data(workers)) == uninterrupted
 

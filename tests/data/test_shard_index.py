@@ -39,7 +39,7 @@ def by_webdataset(path):
 def test_samples_are_grouped_as_webdataset_groups_them(tmp_path_factory, files):
     members = [(f"{name}.{extension}".rstrip("."), data) for name, extension, data in files]
     path = write_tar(tmp_path_factory.mktemp("group") / "t.tar", members)
-    found = group(listed(path)[0])
+    found = group((name, place) for name, *place in listed(path)[0])
     ours = [(key, {e: read_at(str(path), *place) for e, place in parts.items()}) for key, parts in found]
     neighbours = [key for key, _ in ours]
     if any(a == b for a, b in itertools.pairwise(neighbours)):  # a file twice in a sample

@@ -19,6 +19,7 @@ CASES = {
     "gnu": (PLAIN, tarfile.GNU_FORMAT),
     "gnu long name": ([("a.jpg", b"1" * 600), (LONG, b"2"), ("b.txt", b"3"), ("c.jpg", b"4")], tarfile.GNU_FORMAT),
     "pax": ([("a.jpg", b"1"), (LONG, b"2" * 513), ("é" * 60 + ".txt", b"3"), ("d.jpg", b"4")], tarfile.PAX_FORMAT),
+    "names of several pages": ([(f"{i}" * n, b"1" * n) for i, n in enumerate((700, 5000, 9000))], tarfile.PAX_FORMAT),
     "not ascii": ([("ключ.jpg", b"1"), ("b.txt", b"2")], tarfile.USTAR_FORMAT),
 }
 
@@ -126,6 +127,16 @@ def test_what_lies_in_pieces_is_not_given_as_one(tmp_path, kind, text):
             tar.offset += BLOCK
     found, damage = members(tmp_path / "t.tar")
     assert [m.name for m in found] == ["a.jpg", "b.jpg"][kind == b"x" :] and damage == DAMAGED
+
+
+def test_a_size_with_more_digits_than_a_number_may_have_is_damage(tmp_path):
+    path = write_tar(tmp_path / "t.tar", [("a.jpg", b"1"), ("b.jpg", b"2")])
+    data, record = path.read_bytes(), b"5011 size=" + b"9" * 5000 + b"\n"
+    head = bytearray(data[:BLOCK])
+    head[124:136], head[156:157] = b"%011o\0" % len(record), b"x"
+    seal(head, 0)
+    path.write_bytes(head + record.ljust(10 * BLOCK, b"\0") + data)
+    assert [m.name for m in members(path)[0]] == ["b.jpg"] and members(path)[1] == DAMAGED
 
 
 def test_a_tar_within_a_member_is_not_taken_for_headers_off_their_grid(tmp_path):

@@ -65,7 +65,13 @@ def test_the_line_of_an_epoch(caplog):
     caplog.set_level(logging.INFO, "dualenc")
     report({(0, "seen"): 5888, (-1, "captions_cut"): 0}, {"incomplete_batch": 112}, 3)
     report({(0, "seen"): 5, (1, "seen"): 5, (0, "zero bytes"): 2, (1, "zero bytes"): 1}, {}, 4)
-    first, second = caplog.records
+    report(
+        {(0, "seen"): 7, (1, "shard left for other epochs"): 2, (1, "rest of a shard left for other epochs"): 1}, {}, 5
+    )
+    first, second, third = caplog.records
+    assert (
+        third.getMessage() == "epoch 5: 7 samples seen; left: 2 shard, 1 rest of a shard" and third.levelname == "INFO"
+    )
     assert first.getMessage() == "epoch 3: 5,888 samples seen; left: 112 incomplete batch" and first.levelname == "INFO"
     assert second.getMessage() == "epoch 4: 10 samples seen; dropped: 3 zero bytes" and second.levelname == "WARNING"
 

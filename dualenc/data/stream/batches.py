@@ -29,6 +29,9 @@ Turn = tuple[str, Any, list[tuple[int, str, int]]]  # kind, what it brings, (sou
 class StreamOptions:
     """Reading shards that are not local.
 
+    A sample whose key came before in the epoch cannot be refused as indexed shards do: it is shown, and each worker warns
+    once an epoch, as far as it sees both and they are among its first million.
+
     Args:
         buffer: samples that each worker holds undecoded, to draw the next one from.
         retries: how often a shard is taken up again where its stream broke, after 1, 2, 4, … seconds; then the rest of it is

@@ -8,18 +8,19 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from dualenc.data.stream.held import hold, removed
 from dualenc.data.stream.transport import CHUNK, RETRIES, Reader, shown
 
 log = logging.getLogger("dualenc")
 
 OFTEN = 64 << 20  # bytes that a copy grows by before there must be room for it again
+TRIES = 3  # to keep a copy before another process removes it
 YOUNG = 60.0  # seconds in which a temporary file may still be without its lock
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
@@ -37,14 +38,14 @@ def size_in_bytes(size: str | int, name: str) -> int:
 class Cache:
     """Copies of whole shards under `folder`, together at most `limit` bytes: those that were used last.
 
-    Several processes may use one folder: a copy appears when it is whole, a file that is being read may go from the folder
-    while its reader keeps it, and what a killed process left is removed. A copy is found by its URL alone: change the
-    URL when the shard changes. Its name is the shard's own, in a folder named after the URL.
+    Several processes may use one folder: a copy appears when it is whole, one that was fetched stays while a process that
+    fetched it lives, any other may go from the folder while a reader has it open, and what a killed process left is
+    removed. A copy is found by its URL alone: change the URL when the shard changes. Its name is the shard's own, in a
+    folder named after the URL.
     """
 
     def __init__(self, folder: str | Path, limit: int):
         self.folder, self.limit = Path(folder), limit
-        self._fetched: set[Path] = set()  # homes of what `fetch` returned, which must stay
 
     def open(self, url: str) -> IO[bytes] | None:
         """The copy of a shard, open for reading; None where there is none."""
@@ -62,23 +63,29 @@ class Cache:
         return file
 
     def fetch(self, url: str, retries: int = RETRIES) -> Path:
-        """The path of a whole copy. It stays while this object fetches others.
+        """The path of a whole copy, which stays while this process lives.
 
-        ShardError when it cannot be read to its end, NoRoom when it does not fit beside those fetched before.
+        ShardError when it cannot be read to its end, NoRoom when it does not fit beside those that must stay.
         """
         path = self.path(url)
         self.folder.mkdir(parents=True, exist_ok=True)
         with _lock(self.folder / f".{path.parent.name[:1]}.lock"):  # another process's copy is waited for
-            self._fetched.add(path.parent)
-            if file := self.open(url):
-                file.close()
-                return path
-            with contextlib.closing(Copy(self, url, Reader(url, retries))) as copy:
-                while copy.read(CHUNK):
-                    pass
-            if copy.lost:
-                raise NoRoom(copy.lost)
-            return path
+            for _ in range(TRIES):
+                file = self.open(url) or self._copied(url, retries)
+                if file is not None and hold(file, path):
+                    return path
+        raise NoRoom("other processes need the room")
+
+    def _copied(self, url: str, retries: int) -> IO[bytes] | None:
+        """A new copy of a shard, open; None where another process has removed it by then."""
+        with contextlib.closing(Copy(self, url, Reader(url, retries))) as copy:
+            while copy.read(CHUNK):
+                pass
+        if copy.lost:
+            raise NoRoom(copy.lost)
+        with contextlib.suppress(FileNotFoundError):
+            return open(self.path(url), "rb")
+        return None
 
     def path(self, url: str) -> Path:
         """Where the copy of a URL is, or would be."""
@@ -101,9 +108,7 @@ class Cache:
         for _, size, home in sorted(homes):
             if total <= self.limit:
                 break
-            if home not in self._fetched:
-                shutil.rmtree(home, ignore_errors=True)
-                total -= size
+            total -= size if removed(home) else 0
         return total <= self.limit
 
 
@@ -142,6 +147,7 @@ class Copy:
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(self._name)
+            fcntl.flock(self._file, fcntl.LOCK_UN)  # a process forked meanwhile has it too
             self._file.close()
 
     def _kept(self, data: bytes) -> bytes:

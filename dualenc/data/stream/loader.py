@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import itertools
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -168,18 +169,18 @@ def make_stream_loader(
         prefetch_factor=prefetch if usable else None,
         pin_memory=torch.cuda.is_available(),
     )
-    return StreamLoader(batches, loader, bool if ranks == 1 else _AnyRank(), epoch=epoch, start=start)
+    return StreamLoader(batches, loader, bool if ranks == 1 else _on_any_rank, epoch=epoch, start=start)
 
 
-class _AnyRank:
-    """Whether a flag is set on any rank, over a group of its own that needs no accelerator."""
+_group: tuple[Any, Any] = (lambda: None, None)  # a reference to all ranks' group, and the one made beside it
 
-    def __init__(self) -> None:
-        self._group: Any = None
 
-    def __call__(self, flag: bool) -> bool:
-        if self._group is None:
-            self._group = torch.distributed.new_group(backend="gloo")
-        shared = torch.tensor([int(flag)])
-        torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX, group=self._group)
-        return bool(shared.item())
+def _on_any_rank(flag: bool) -> bool:
+    """Whether a flag is set on any rank, over a group that needs no accelerator and that all loaders share."""
+    global _group
+    world = torch.distributed.group.WORLD
+    if _group[0]() is not world:
+        _group = weakref.ref(world), torch.distributed.new_group(backend="gloo")
+    shared = torch.tensor([int(flag)])
+    torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX, group=_group[1])
+    return bool(shared.item())

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import collections
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from dualenc.data.sample import IMAGE_EXTENSIONS, KINDS, Sample
+from dualenc.data.shard_index import MISSING_IMAGE, group
 from dualenc.data.stream.cache import Cache
 from dualenc.data.stream.remote import members
 from dualenc.data.stream.transport import RETRIES, ShardError, check_tools, shown
 
 log = logging.getLogger("dualenc")
 
-NO_IMAGE = "missing image"
+SHARD_LEFT, REST_LEFT = "shard left for other epochs", "rest of a shard left for other epochs"
 Dropped = collections.Counter[tuple[int, str]]  # (number of the source, reason) -> how many
 Drawn = tuple[int, Sample]  # a sample with the number of its source
 
 _SHARDS, _BUFFER, _MIX = range(3)  # what a random number is drawn for
+_MOST_KEYS = 1_000_000  # that a worker remembers, in at most 100 MB
 _PEEKED_MEMBERS, _PEEKED_SHARDS, _PEEK_RETRIES = 200, 4, 2
 
 
@@ -55,31 +57,89 @@ def worker_samples(
 ) -> Iterator[Drawn]:
     """The samples of one worker's epoch, shuffled; place: seed, epoch, rank, ranks, worker, workers. `dropped` counts up.
 
-    weights: where the next sample comes from is drawn with these, and when the source drawn has no more, the epoch ends.
-    Without them, all sources' shards are one list, and all samples come.
+    weights: where the next sample comes from is drawn with these, and when the source drawn has no more, the epoch ends;
+    shards that were not opened then, or not read to their end, are counted. Without weights, all sources' shards are one
+    list, and all samples come.
     """
     seed, epoch, rank, _, worker, _ = place
     if weights is None:
         named = [(number, url) for number, urls in enumerate(sources) for url in urls]
-        read = _samples([named[i] for i in shard_plan(len(named), *place)], dropped, retries, cache)
+        read: Iterator[Drawn] = _samples([named[i] for i in shard_plan(len(named), *place)], dropped, retries, cache)
     else:
-        streams = []
+        plans = []
         for number, urls in enumerate(sources):
             plan = shard_plan(len(urls), *place, source=number)
-            streams.append(_samples([(number, urls[i]) for i in plan], dropped, retries, cache))
-        read = mixed(streams, weights, np.random.default_rng([seed, epoch, _MIX, rank, worker]))
+            plans.append(iter([(number, urls[i]) for i in plan]))
+        rng = np.random.default_rng([seed, epoch, _MIX, rank, worker])
+        read = _mixture(plans, weights, rng, dropped, retries, cache)
+    read = watched(read, _MOST_KEYS)
     return shuffled(read, buffer, np.random.default_rng([seed, epoch, _BUFFER, rank, worker]))
 
 
+def _mixture(
+    plans: Sequence[Iterator[tuple[int, str]]],
+    weights: Sequence[float],
+    rng: np.random.Generator,
+    dropped: Dropped,
+    retries: int,
+    cache: Cache | None,
+) -> Iterator[Drawn]:
+    """The samples of each source's shards, mixed; what is left of them when the mixture ends is counted."""
+    streams = [_samples(plan, dropped, retries, cache) for plan in plans]
+    yield from mixed(streams, weights, rng)
+    for number, (stream, plan) in enumerate(zip(streams, plans, strict=True)):
+        if unopened := sum(1 for _ in plan):
+            dropped[number, SHARD_LEFT] += unopened
+        if next(stream, None) is not None:  # out of the shard it was in: no other is opened now
+            dropped[number, REST_LEFT] += 1
+        stream.close()
+
+
 def mixed(streams: Sequence[Iterator[Drawn]], weights: Sequence[float], rng: np.random.Generator) -> Iterator[Drawn]:
-    """Samples of several streams, each drawn with its weight, until the one drawn is over."""
-    bounds = np.cumsum(weights) / np.sum(weights)
-    while True:
-        drawn = min(int(np.searchsorted(bounds, rng.random(), side="right")), len(streams) - 1)
-        sample = next(streams[drawn], None)
-        if sample is None:
+    """Samples of several streams, each drawn with its weight, until the one drawn is over.
+
+    A stream that never gave a sample is left out, with a warning, and the others are drawn by their weights.
+    """
+    left, share = list(range(len(streams))), np.array(weights, dtype=np.float64)
+    given: set[int] = set()
+    while left:
+        bounds = np.cumsum(share[left]) / np.sum(share[left])
+        while True:
+            drawn = left[min(int(np.searchsorted(bounds, rng.random(), side="right")), len(left) - 1)]
+            sample = next(streams[drawn], None)
+            if sample is None:
+                break
+            given.add(drawn)
+            yield sample
+        if drawn in given:
             return
-        yield sample
+        left.remove(drawn)
+        log.warning(
+            "source %d of %d: this worker's shards of it give no sample, so this epoch is mixed from the others by "
+            "their weights; see the lines above for why",
+            drawn + 1,
+            len(streams),
+        )
+
+
+def watched(samples: Iterator[Drawn], most: int) -> Iterator[Drawn]:
+    """The same samples, with a warning at the first whose key came before, as far as the first `most` keys tell."""
+    seen: set[int] = set()
+    for source, sample in samples:
+        known = hash(sample.key)  # 64 bits: a million of them are equal by chance once in 10^7 epochs
+        if known in seen:
+            log.warning(
+                "key %r came before in this epoch: another sample has it, or a shard is there twice; such samples are "
+                "all shown, with the same random draws; give each a key of its own",
+                sample.key,
+            )
+            seen.clear()
+            yield source, sample
+            yield from samples
+            return
+        if len(seen) < most:
+            seen.add(known)
+        yield source, sample
 
 
 def shuffled(samples: Iterable[Drawn], buffer: int, rng: np.random.Generator) -> Iterator[Drawn]:
@@ -96,13 +156,15 @@ def shuffled(samples: Iterable[Drawn], buffer: int, rng: np.random.Generator) ->
         yield waiting[place]
 
 
-def _samples(shards: Iterable[tuple[int, str]], dropped: Dropped, retries: int, cache: Cache | None) -> Iterator[Drawn]:
+def _samples(
+    shards: Iterable[tuple[int, str]], dropped: Dropped, retries: int, cache: Cache | None
+) -> Generator[Drawn, None, None]:
     """The samples of shards, one after the other. What cannot be used is counted; a shard that is lost is also logged."""
     for source, url in shards:
-        for key, parts in grouped(_readable(source, url, dropped, retries, cache)):
+        for key, parts in group(_readable(source, url, dropped, retries, cache)):
             image = next((parts[e] for e in IMAGE_EXTENSIONS if e in parts), None)
             if image is None:
-                dropped[source, NO_IMAGE] += 1
+                dropped[source, MISSING_IMAGE] += 1
             else:
                 others = {kind: parts[kind] for kind in KINDS[1:] if kind in parts}
                 yield source, Sample(key, {"image": image, **others})
@@ -116,28 +178,6 @@ def _readable(
     except ShardError as error:
         dropped[source, error.reason] += 1
         log.warning("%s", error)
-
-
-def grouped(found: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Samples as webdataset groups them: neighbours whose name is equal up to the first dot of its last part.
-
-    Yields each one's key and its bytes by extension in lower case.
-    """
-    current: str | None = None
-    parts: dict[str, bytes] = {}
-    for name, data in found:
-        folder, slash, base = name.rpartition("/")
-        stem, dot, extension = base.partition(".")
-        if not dot or not stem:
-            continue
-        key, extension = folder + slash + stem, extension.lower()
-        if key != current or extension in parts:
-            if current is not None:
-                yield current, parts
-            current, parts = key, {}
-        parts[extension] = data
-    if current is not None:
-        yield current, parts
 
 
 def peek(urls: Sequence[str]) -> None:

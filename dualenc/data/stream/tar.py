@@ -49,7 +49,7 @@ class _Contents:
         return self.source.tail(BLOCK)
 
     def take(self, size: int) -> bytes | None:
-        data = self.source.read(size)
+        data = self.source.read(size) if size <= _CHUNK else self._long(size)
         self._pass(-size % BLOCK)
         return data if len(data) == size else None
 
@@ -57,6 +57,14 @@ class _Contents:
         text = self.source.read(min(size, LONGEST))
         there = len(text) + self._pass(-(-size // BLOCK) * BLOCK - len(text))
         return text, there >= size
+
+    def _long(self, size: int) -> bytes:
+        """`size` bytes, or those that are left: a header may say more than could be held."""
+        parts: list[bytes] = []
+        while size and (data := self.source.read(min(size, _CHUNK))):
+            parts.append(data)
+            size -= len(data)
+        return b"".join(parts)
 
     def _pass(self, size: int) -> int:
         """Pass over `size` bytes; returns how many there were."""

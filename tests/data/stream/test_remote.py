@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dualenc.data.shards import open_source
 from dualenc.data.stream import cache as shard_cache
-from dualenc.data.stream import transport
+from dualenc.data.stream import held, transport
 from dualenc.data.stream.cache import Cache, Copy, NoRoom, size_in_bytes
 from dualenc.data.stream.remote import expand, fetch_all, is_remote, members
 from dualenc.data.stream.transport import BROKEN, MISSING, Reader, ShardError
@@ -238,6 +238,80 @@ def test_several_processes_stream_through_one_small_cache(server, tmp_path):
     assert [results.get(timeout=30) for _ in processes] == [True] * 3
     for process in processes:
         process.join()
+
+
+def holding(cache: Cache, url: str, ready, done) -> None:
+    cache.fetch(url)
+    ready.set()
+    done.wait(30)
+
+
+def test_what_a_living_process_fetched_stays(server, tmp_path, caplog):
+    cache = Cache(tmp_path / "cache", int(1.5 * (server.folder / "a.tar").stat().st_size))
+    urls, ready, done = [server.url(f"{name}.tar") for name in "abc"], FORK.Event(), FORK.Event()
+    read(urls[2], cache=cache)  # streamed: nobody holds it
+    process = FORK.Process(target=holding, args=(cache, urls[0], ready, done))
+    process.start()
+    assert ready.wait(30) and not cache.path(urls[2]).exists()
+    open(cache.path(urls[0]).with_name(".a.tar.dualenc-index"), "w").close()
+    with pytest.raises(NoRoom, match="the cache is full"):
+        cache.fetch(urls[1])
+    assert read(urls[1], cache=cache) == (MEMBERS, None) and "the cache is full" in caplog.text
+    assert sorted(path.name for path in cache.path(urls[0]).parent.iterdir()) == [".a.tar.dualenc-index", "a.tar"]
+    done.set()
+    process.join()
+    path = cache.fetch(urls[1])
+    assert not cache.path(urls[0]).parent.exists()
+    with pytest.raises(NoRoom):
+        Cache(cache.folder, cache.limit).fetch(urls[0])  # this process lives
+    assert path.read_bytes() == (server.folder / "b.tar").read_bytes()
+
+
+def test_a_copy_that_goes_before_it_is_held_is_fetched_again(server, tmp_path, monkeypatch):
+    def late(file, path):
+        if server.asked("a.tar") == 1:
+            held.removed(path.parent)
+        return held.hold(file, path)
+
+    monkeypatch.setattr(shard_cache, "hold", late)
+    cache = Cache(tmp_path / "cache", BIG)
+    assert cache.fetch(server.url("a.tar")).exists() and server.asked("a.tar") == 2
+    monkeypatch.setattr(shard_cache, "hold", lambda file, path: file.close())
+    with pytest.raises(NoRoom, match="other processes need the room"):
+        cache.fetch(server.url("b.tar"))
+
+
+def test_a_shard_without_an_end_is_fetched_as_it_is(server, tmp_path):
+    whole = (server.folder / "a.tar").read_bytes()
+    (server.folder / "a.tar").write_bytes(whole[:20_000])
+    path = Cache(tmp_path / "cache", BIG).fetch(server.url("a.tar"))
+    assert path.read_bytes() == whole[:20_000] and server.asked("a.tar") == 1
+
+
+def test_files_are_held_once_and_no_more_than_half_of_what_may_be_open(tmp_path, monkeypatch, caplog):
+    limits = [4, 8]
+    monkeypatch.setattr(held, "_held", {})
+    monkeypatch.setattr(held.resource, "getrlimit", lambda _: tuple(limits))
+    monkeypatch.setattr(held.resource, "setrlimit", lambda _, new: limits.__setitem__(slice(None), new))
+    held._warn.cache_clear()
+    before, _ = in_use()
+    for i in [0, 0, *range(6), *range(6)]:
+        path = tmp_path / f"{i}" / "x.tar"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        known = held._held.get(path)
+        assert held.hold(path.open("rb"), path) and known in (None, held._held.get(path))
+    assert limits == [8, 8] and len(held._held) == 4 == in_use()[0] - before
+    assert len(caplog.records) == 1 and "more than 4 files of the cache are in use" in caplog.text
+    assert [held.removed(tmp_path / f"{i}") for i in range(6)] == [False] * 4 + [True] * 2
+    path = tmp_path / "0" / "x.tar"
+    path.unlink()
+    path.touch()
+    limits[:] = 16, 16
+    assert held.hold(path.open("rb"), path) and not held.removed(tmp_path / "0")  # the one that is there now
+    for file in held._held.values():
+        file.close()
+    assert held.removed(tmp_path / "0")
 
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(server, tmp_path, monkeypatch):

@@ -14,18 +14,17 @@ from dualenc.data.sample import Sample
 from dualenc.data.shards import open_source
 from dualenc.data.stream import samples as stream_samples
 from dualenc.data.stream import transport
-from dualenc.data.stream.remote import members
 from dualenc.data.stream.samples import (
     Dropped,
-    grouped,
     mixed,
     peek,
     shard_plan,
     shuffled,
     usable_workers,
+    watched,
     worker_samples,
 )
-from tests.data.stream.server import serving
+from tests.data.stream.server import in_use, serving
 from tests.small import write_shards, write_tar
 
 
@@ -88,7 +87,6 @@ def test_samples_are_those_of_indexed_shards(tmp_path_factory, names):
         seen.setdefault(sample.key, sample)
     assert list(seen.values()) == [source.sample(i) for i in range(len(source))]
     assert dropped[0, "missing image"] == len(source.problems.get("missing image", []))
-    assert list(grouped(members(str(path)))) == list(grouped(list(members(str(path)))))
 
 
 # Order
@@ -119,6 +117,78 @@ def test_weights_are_the_proportions_and_the_first_to_run_dry_ends_it():
     assert [counts[i] / len(out) for i in range(3)] == pytest.approx([0.5, 0.3, 0.2], abs=0.02)
     for source in range(3):
         assert [int(s.key) for number, s in out if number == source] == list(range(counts[source]))
+
+
+def test_a_stream_that_gives_nothing_is_left_out_of_the_mixture(caplog):
+    streams = [iter([]), *(iter([(source, sample) for _, sample in numbers(3000)]) for source in (1, 2))]
+    out = list(mixed(streams, [5, 3, 2], np.random.default_rng(0)))
+    counts = collections.Counter(source for source, _ in out)
+    assert counts[1] == 3000 and counts[2] / len(out) == pytest.approx(0.4, abs=0.02)
+    assert len(caplog.records) == 1 and "source 1 of 3: this worker's shards of it give no sample" in caplog.text
+    assert list(mixed([iter([]), iter([])], [1, 1], np.random.default_rng(0))) == []
+
+
+def test_a_source_whose_shards_are_gone_does_not_end_the_epoch(tmp_path):
+    write_shards(tmp_path, 12, shards=3)
+    there = [str(path) for path in sorted(tmp_path.glob("*.tar"))]
+    write_tar(tmp_path / "none.tar", [("x.txt", b"a word")])
+    gone, dropped = [str(tmp_path / "no.tar"), str(tmp_path / "none.tar")], Dropped()
+    out = list(worker_samples([gone, there], [9, 1], (0, 0, 0, 1, 0, 1), 4, dropped))
+    assert sorted(sample.key for _, sample in out) == [f"s{i:03d}" for i in range(12)]
+    assert dropped == {(0, "missing shard"): 1, (0, "missing image"): 1}
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=2, max_size=3), st.integers(1, 3), st.integers(0, 9), st.sampled_from([1, 3])
+)
+def test_what_a_mixture_leaves_is_counted(tmp_path_factory, shards, samples, seed, factor):
+    folder, sources = tmp_path_factory.mktemp("s"), []
+    for source, count in enumerate(shards):
+        named = [[(f"{source}-{n}-{i}.png", b"x") for i in range(samples)] for n in range(count)]
+        sources.append([str(write_tar(folder / f"{source}-{n}.tar", held)) for n, held in enumerate(named)])
+    dropped, place = Dropped(), (seed, 0, 0, 1, 0, 1)
+    out = list(worker_samples(sources, [factor, 1, 1][: len(shards)], place, 2, dropped))
+    shown = collections.Counter(source for source, _ in out)
+    wanted = Dropped()
+    for source, count in enumerate(shards):  # shards are read one after the other
+        opened, rest = -(-shown[source] // samples), shown[source] % samples
+        wanted[source, "shard left for other epochs"] = count - opened
+        wanted[source, "rest of a shard left for other epochs"] = int(rest > 0)
+    assert dropped == +wanted
+
+
+def test_a_mixture_that_is_over_opens_no_more_shards_and_closes_its_own(tmp_path):
+    for name in "ab":
+        write_shards(tmp_path / name, 6 if name == "a" else 24, shards=1 if name == "a" else 4)
+    with serving(tmp_path / "b") as server:
+        sources = [[str(tmp_path / "a" / "shard-000.tar")], [server.url(f"shard-{i:03d}.tar") for i in range(4)]]
+        before, dropped = in_use(), Dropped()
+        samples = worker_samples(sources, [3, 1], (0, 0, 0, 1, 0, 1), 20, dropped)
+        next(samples)  # the buffer holds the whole mixture by now
+        assert len(server.requests) == 1 and in_use() == before
+        assert dropped == {(1, "shard left for other epochs"): 3, (1, "rest of a shard left for other epochs"): 1}
+
+
+def test_the_first_key_that_comes_again_is_said_once(caplog):
+    keys = [*"abcdcbae"]
+    given = [(0, Sample(key, {})) for key in keys]
+    assert list(watched(iter(given), 100)) == given
+    assert len(caplog.records) == 1 and "key 'c' came before in this epoch" in caplog.text
+    caplog.clear()
+    assert list(watched(iter(given), 2)) == given  # no more than two are remembered
+    assert len(caplog.records) == 1 and "key 'b'" in caplog.text
+    caplog.clear()
+    assert list(watched(iter(given[:4]), 100)) == given[:4] and not caplog.records
+
+
+def test_equal_keys_of_two_sources_are_said(tmp_path, caplog):
+    for name in "ab":
+        write_shards(tmp_path / name, 3, shards=1)
+    sources = [[str(tmp_path / name / "shard-000.tar")] for name in "ab"]
+    for weights in (None, [1, 1]):
+        caplog.clear()
+        assert len(list(worker_samples(sources, weights, (0, 0, 0, 1, 0, 1), 3, Dropped()))) > 3
+        assert [" came before in this epoch" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_sources_without_weights_are_one_list_and_the_numbers_stay(tmp_path):

@@ -285,6 +285,17 @@ def test_what_is_lost_after_the_last_batch_arrives_with_it(tmp_path):
     assert batch["dropped"] == [(0, "missing image", 1)] and loader.incomplete == 1
 
 
+@given(st.integers(0, 9), st.integers(1, 2), st.integers(1, 3))
+def test_what_a_mixture_leaves_arrives_with_some_batch(tmp_path_factory, seed, workers, share):
+    folder = tmp_path_factory.mktemp("s")
+    sources = [tiny(folder / "a", [1] * 12), tiny(folder / "b", [1] * 20)]  # of one sample each
+    loader = simulated(sources, share, weights=[1, 1], workers=workers, seed=seed, buffer=1)
+    batches = list(loader)
+    left = sum(n for batch in batches for _, reason, n in batch["dropped"] if reason == "shard left for other epochs")
+    assert sum(len(batch["dropped"]) for batch in batches) <= 2 * workers
+    assert len(keys(batches)) + loader.incomplete + left == 32
+
+
 def test_weights_hold_over_workers_and_origin_says_the_source(tmp_path):
     sources = [tiny(tmp_path / name, [n] * 4) for name, n in (("a", 100), ("b", 100))]
     loader = simulated(sources, 10, weights=[3, 1], workers=2)
@@ -408,7 +419,15 @@ def rank_of_two(rank: int, folder: str, urls: list[str], results) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     options = {"options": StreamOptions(buffer=3), "batch_size": 4, "seed": 0, "workers": 0, "rank": rank, "ranks": 2}
     loader = make_stream_loader([urls], None, Rows(), columns, **options)
-    results.put((rank, list(loader), loader.incomplete))
+    first = list(loader), loader.incomplete
+    groups = torch.distributed.get_pg_count()
+    again = make_stream_loader([urls], None, Rows(), columns, **options)  # as after a reload
+    assert (list(again), again.incomplete) == first and torch.distributed.get_pg_count() == groups
+    torch.distributed.destroy_process_group()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/again", rank=rank, world_size=2)
+    assert list(make_stream_loader([urls], None, Rows(), columns, **options)) == first[0]
+    assert torch.distributed.get_pg_count() == groups  # one of the new world
+    results.put((rank, *first))
     torch.distributed.destroy_process_group()
 
 

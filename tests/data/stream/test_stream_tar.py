@@ -43,6 +43,11 @@ def test_every_kind_of_header_is_read(tmp_path, format):
     assert streamed(path.read_bytes()) == ([(n, d) for n, d in wanted if not n.endswith("/")], None)
 
 
+def test_large_members_come_whole(tmp_path):
+    wanted = [(f"{i}.jpg", np.random.default_rng(i).bytes((i << 20) + i - 1)) for i in (1, 2, 3)]
+    assert streamed(write_tar(tmp_path / "a.tar", wanted).read_bytes()) == (wanted, None)
+
+
 def test_links_and_devices_have_no_bytes(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as file:
         for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE):
@@ -84,3 +89,15 @@ def test_what_follows_the_end_is_read_on_and_counted(tmp_path, format, name):
     found, damage = streamed(whole + more)
     assert (found, damage) == listed(tmp_path / "both.tar")
     assert ("c.jpg", b"3") in found and damage == tar.DAMAGED
+
+
+def test_a_size_that_nothing_has_is_a_cut_and_no_more_is_held_than_there_is(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [("a.jpg", b"1"), ("b.jpg", b"2")], tarfile.USTAR_FORMAT)
+    data = bytearray(path.read_bytes())
+    data[1024 + 124 : 1024 + 136] = b"\x80" + (2**62).to_bytes(11, "big")
+    data[1024 + 148 : 1024 + 156] = b" " * 8
+    data[1024 + 148 : 1024 + 156] = b"%06o\0 " % sum(data[1024:1536])
+    path.write_bytes(data)
+    with open(path, "rb") as file:  # which refuses to read so much at once
+        stream = TarStream(file)
+        assert (list(stream), stream.damage) == ([("a.jpg", b"1")], tar.TRUNCATED) == listed(path)
