@@ -19,7 +19,8 @@ from dualenc.train.module import ContrastiveModule
 
 def fit(words: list[str], notes: str, environment: dict[str, str]) -> None:
     """`dualenc fit` with these words. Every step of rank r of R becomes a line of NOTES.R.r: its number, then for each row the
-    key and a hash of pixels and tokens."""
+    key and a hash of pixels and tokens. What it says goes to NOTES-errors."""
+    os.dup2(os.open(f"{notes}-errors", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # loader workers as in any other process, not by a server
     rank_zero_only.rank = int(environment.get("RANK", 0))  # was read when Lightning was imported, before the fork
