@@ -16,7 +16,7 @@ import pyarrow
 import torch
 from PIL import Image
 
-from dualenc.images import Encoded, opened
+from dualenc.images import MAX_PIXELS, TOO_LARGE, BadImage, Encoded, opened
 
 RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 TORCH_IS_FAST = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # its plain code takes longer than Pillow
@@ -32,6 +32,8 @@ def evaluation(data: bytes | Image.Image, spec: dict[str, Any], decode: str = "e
     height, width = spec["size"]
     picture = opened(data) if isinstance(data, bytes) else data
     wanted, interpolation, fill = _fitted(*picture.size, spec)
+    if wanted[0] * wanted[1] > MAX_PIXELS:  # of a picture a thousand times as long as wide
+        raise BadImage(TOO_LARGE)
     fast, box = FAST[decode], None
     if isinstance(picture, Encoded):
         spare = min(picture.size[0] / wanted[0], picture.size[1] / wanted[1]) / MARGIN

@@ -1,6 +1,7 @@
 """torch's resizing against Pillow's, and the memory that it reads."""
 
 import gc
+import io
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dualenc import pixels as resize
-from dualenc.pixels import RESAMPLE, resized, rgb
+from dualenc.images import BadImage
+from dualenc.pixels import RESAMPLE, evaluation, resized, rgb
 
 
 def noise(width, height, seed=0):
@@ -64,3 +66,12 @@ def test_channels_are_taken_from_any_view():
     for view in (pixels, pixels[:, ::-1], pixels[1:4, 2:5], pixels[..., :3], np.ascontiguousarray(pixels[..., :3])):
         done = rgb(view)
         assert np.array_equal(done, view[..., :3]) and done.flags.c_contiguous
+
+
+def test_a_picture_too_long_to_resize_is_refused():
+    data = io.BytesIO()
+    Image.new("RGB", (1, 5000)).save(data, "PNG")
+    spec = {"size": [224, 224], "interpolation": "bicubic", "resize_mode": "shortest", "fill_color": 0}
+    with pytest.raises(BadImage, match="too many pixels"):
+        evaluation(data.getvalue(), spec)
+    assert evaluation(data.getvalue(), spec | {"resize_mode": "squash"}).shape == (224, 224, 3)

@@ -9,7 +9,9 @@ import os
 import re
 import sys
 
-FULL = re.compile(r"No space left|File too large|os error 2[78]|requested and \d+ written|failed writing file")
+FULL = re.compile(
+    r"No space left|File too large|os error 2[78]|requested and \d+ written|failed writing file|unexpected pos"
+)
 LIGHTNING = {
     "fit": "train an encoder: dualenc fit --config scenes",
     "validate": "score a checkpoint on data.val: dualenc validate --config scenes --ckpt_path last",
@@ -120,7 +122,10 @@ def explain(error: BaseException) -> str:
             errno.ENOENT: "check the path",
         }
         return f"{place}{error.strerror}: {cures.get(error.errno, 'the operating system refused')}"
-    text = " ".join(str(error).split()) or "no message"
+    lines = str(error).strip().splitlines() or ["no message"]
+    if "Original Traceback" in str(error):  # of a loader worker: what matters is its last line, "TypeName: message"
+        lines = [lines[-1].partition(": ")[2] or lines[-1]]
+    text = " ".join(" ".join(lines).split())
     if FULL.search(text):  # numpy, torch and safetensors each have words of their own for it
         return f"{text}: the output could not be written; free some space or write elsewhere"
     known = isinstance(error, ValueError | OSError | RuntimeError | ImportError)

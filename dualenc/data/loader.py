@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,16 +16,44 @@ from dualenc.data.prepare import Prepare
 from dualenc.data.sample import BadSample
 from dualenc.data.shards import Source
 
+log = logging.getLogger("dualenc")
+
+MOST_CAPTIONS = 100
+FIRST = 1000  # samples that are looked at for caption fields
+
 
 def most_captions(source: Source) -> int:
-    """The most captions that any sample has in KEY.txt, at least 1."""
+    """The most captions that any sample has in KEY.txt, at least 1. ValueError above MOST_CAPTIONS: every batch would be
+    as large as that one sample makes it."""
     most = 1
     for i in tqdm(range(len(source)), desc="counting captions", unit="sample", disable=None):
         try:
             most = max(most, len(source.sample(i, ("txt", "json")).captions()))
         except (BadSample, OSError):
             continue  # counted when it is its turn
+        if most > MOST_CAPTIONS:
+            raise ValueError(
+                f"{source.keys[i]} has {most} captions, and with data.captions all every sample of a batch would be shown with "
+                "as many; set data.captions to a number"
+            )
     return most
+
+
+def warn_of_missing(source: Source, fields: Iterable[str]) -> None:
+    """Log the caption fields that none of the first FIRST samples has: a misspelt one would never be drawn."""
+    missing = set(fields)
+    for i in range(min(len(source), FIRST)):
+        try:
+            sample = source.sample(i, ("txt", "json"))
+            missing = {name for name in missing if not sample.captions(name)}
+        except (BadSample, OSError):
+            continue
+        if not missing:
+            return
+    for name in sorted(missing):
+        log.warning(
+            "no caption in %r among the first %d samples, so others take its share; check its name", name, FIRST
+        )
 
 
 def unchanged(batch: Any) -> Any:

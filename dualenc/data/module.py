@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import dualenc.torchvision_ops  # noqa: F401  (before Lightning)
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from dualenc.data.collate import Collate
 from dualenc.data.dataset import ImageCache
-from dualenc.data.loader import make_loader, most_captions
+from dualenc.data.loader import make_loader, most_captions, warn_of_missing
 from dualenc.data.order import BatchOrder, epoch_order, weighted_counts, weighted_order
 from dualenc.data.prepare import Prepare
 from dualenc.data.resume import digest, go_on
@@ -114,6 +115,10 @@ class PairData(pl.LightningDataModule):
 
     def _open_streams(self) -> None:
         check_streamed(self)
+        if self.stream.cache is not None:
+            Path(self.stream.cache).mkdir(
+                parents=True, exist_ok=True
+            )  # what cannot be is told before any worker starts
         self.streams = [expand([item]) for item in self.train_items()]
         refuse_same_shard(self.streams)
         for shards in self.streams:
@@ -122,6 +127,8 @@ class PairData(pl.LightningDataModule):
     def _prepare_train(self) -> None:
         if self.captions == "all":
             self.captions = most_captions(self.sources["train"])
+        if self.fields is not None:
+            warn_of_missing(self.sources["train"], self.fields)
         self._digest = self.sources["train"].digest()
         if self.weights is not None:
             _ = self.batches  # weights that cannot be met are an error before any work

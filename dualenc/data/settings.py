@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 def check_settings(data: PairData) -> None:
     """ValueError for settings under which nothing, or something else than was meant, would be read."""
-    least = {"batch_size": 1, "workers": 0, "prefetch": 1, "shuffle_block": 1, "captions": 1}
+    least = {"batch_size": 1, "workers": 0, "prefetch": 1, "shuffle_block": 1, "captions": 1, "seed": 0}
     for name, bound in least.items():
         value = getattr(data, name)
         free = value is None or (name == "captions" and value == "all")
         if not free and not (isinstance(value, int) and value >= bound):
-            raise ValueError(f"data.{name} is {value}, so no batch could be made; use {bound} or more")
+            all_too = ", or all" if name == "captions" else ""
+            raise ValueError(f"data.{name} is {value}, so no batch could be made; use {bound} or more{all_too}")
     if data.decode not in FAST:
         raise ValueError(f"data.decode {data.decode!r} is unknown; use {' or '.join(FAST)}")
     if data.fields is not None and (not data.fields or not all(0 < p < float("inf") for p in data.fields.values())):

@@ -203,7 +203,7 @@ def open_source(path: str | Path | Sequence[str | Path], strict: bool = True) ->
         for found in _local(name):
             if found.is_dir():
                 folders.append(found)
-                tars += sorted(found.glob("*.tar"))
+                tars += sorted(path for path in found.glob("*.tar") if path.is_file())  # no pipes, no folders
             elif found.is_file():
                 tars.append(found)
             else:

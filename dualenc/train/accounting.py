@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dualenc.data.stream.samples import REST_LEFT, SHARD_LEFT
-from dualenc.data.stream.transport import BROKEN, MISSING
+from dualenc.data.stream.transport import BROKEN, MISSING, shown
 from dualenc.data.tar import DAMAGED, NOT_A_TAR, TRUNCATED
 from dualenc.train.gather import gathered
 
@@ -123,7 +123,8 @@ def report(total: Mapping[Key, int], left: Mapping[str, int], epoch: int) -> Non
 
 def short_names(names: list[str]) -> list[str]:
     """The last parts of paths, as few of them as tell the paths apart."""
-    parts = [[p for p in name.split("/") if p] or [name] for name in names]
+    plain = [shown(name).removesuffix("?…") for name in names]  # signatures have no place in a log
+    parts = [[p for p in name.split("/") if p] or [name] for name in plain]
     for depth in range(1, max(map(len, parts), default=1) + 1):
         short = ["_".join(some[-depth:]).replace(".", "_") for some in parts]
         if len(set(short)) == len(short):

@@ -93,6 +93,7 @@ class CLI(LightningCLI):
         if self.subcommand == "fit":
             if config.ckpt_path is None:
                 refuse_existing(root / "encoder")  # before hours of training, not after
+                _refuse_begun(Path(config.checkpoint.dirpath))
             for key in ("train", "val", "zeroshot"):
                 _check_paths(f"data.{key}", config.data[key])
 
@@ -144,6 +145,7 @@ class CLI(LightningCLI):
 @rank_zero_only
 def _go_on(logger: CSVLogger, checkpoint: Path) -> None:
     """Keep the metrics.csv that is there, which Lightning deletes, up to the checkpoint: the steps after it come again."""
+    done = read_checkpoint(checkpoint)["global_step"]
     path = Path(logger.log_dir, "metrics.csv")
     aside = path.with_name("metrics.before.csv")  # until the new file is whole
     if path.is_file():
@@ -151,7 +153,6 @@ def _go_on(logger: CSVLogger, checkpoint: Path) -> None:
     writer = logger.experiment  # would delete metrics.csv
     if not aside.is_file():
         return
-    done = read_checkpoint(checkpoint)["global_step"]
     with open(aside, newline="") as file:
         before = [row for row in csv.DictReader(file) if None not in row.values()]  # a kill may have cut the last one
     if before:
@@ -161,6 +162,15 @@ def _go_on(logger: CSVLogger, checkpoint: Path) -> None:
             rows.writeheader()
             rows.writerows(row for row in before if int(row["step"]) < done)
     aside.unlink()
+
+
+def _refuse_begun(checkpoints: Path) -> None:
+    """FileExistsError where a run has left checkpoints, which a new one would overwrite."""
+    if found := sorted(checkpoints.glob("last*.ckpt")):
+        raise FileExistsError(
+            f"{found[0]} is of a run that has begun, and would be overwritten; go on with --ckpt_path last, name another "
+            "trainer.default_root_dir, or remove it"
+        )
 
 
 def _check_paths(name: str, value: Any) -> None:

@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from dualenc.data.module import PairData
 from dualenc.data.order import epoch_order
 from dualenc.data.transforms import Augment
+from tests.small import sample, write_tar
 
 SAMPLES, BATCH, EPOCHS = 24, 5, 3  # 4 batches an epoch, 4 samples left out
 STEPS = SAMPLES // BATCH * EPOCHS
@@ -222,7 +223,8 @@ def test_missing_data_is_said_before_any_work(data, settings, stage, message):
         ({"workers": -1}, "data.workers is -1"),
         ({"cache": 16}, "data.cache 16 is smaller than the model's images"),
         ({"captions": 0}, "data.captions is 0"),
-        ({"captions": "some"}, "data.captions is some"),
+        ({"captions": "some"}, "data.captions is some.*use 1 or more, or all"),
+        ({"seed": -1}, "data.seed is -1"),
         ({"prefetch": 0}, "data.prefetch is 0"),
         ({"shuffle_block": 0}, "data.shuffle_block is 0"),
         ({"decode": "quick"}, "data.decode 'quick' is unknown; use fast or exact"),
@@ -318,3 +320,19 @@ def test_all_captions_of_the_sample_with_most(data, shards, tmp_path):
     made = data(captions="all")
     made.setup("fit")
     assert made.captions == 2
+
+
+def test_all_captions_are_refused_where_one_sample_has_too_many(data, tmp_path):
+    write_tar(tmp_path / "t.tar", [m for key in "abc" for m in sample(key)] + sample("odd", captions=["x"] * 101))
+    with pytest.raises(ValueError, match="odd has 101 captions"):
+        data(train=str(tmp_path), captions="all").setup("fit")
+
+
+def test_a_caption_field_that_nothing_has_is_told(data, tmp_path, caplog):
+    write_tar(tmp_path / "t.tar", [m for key in "abcdef" for m in sample(key, json={"made": f"a {key}"})])
+    data(train=str(tmp_path), caption_fields={"txt": 0.5, "made": 0.5}).setup("fit")
+    assert not caplog.records
+    data(train=str(tmp_path), caption_fields={"txt": 0.5, "mde": 0.5}).setup("fit")
+    assert [r.getMessage() for r in caplog.records] == [
+        "no caption in 'mde' among the first 1000 samples, so others take its share; check its name"
+    ]

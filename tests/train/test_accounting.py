@@ -84,6 +84,7 @@ def test_the_line_of_an_epoch(caplog):
         (["one"], ["one"]),
         (["same", "same"], ["0", "1"]),
         (["https://host/x-{0..9}.tar", "pipe:cat y.tar"], ["x-{0__9}_tar", "pipe:cat y_tar"]),
+        (["https://me:pw@h/a.tar?sig=SECRET", "https://h/b.tar"], ["a_tar", "b_tar"]),
         ([], []),
     ],
 )

@@ -1,6 +1,7 @@
 """`dualenc fit|validate|test` as a user runs them."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -264,3 +265,19 @@ def test_a_run_without_validation_writes_its_last_weights(command, tmp_path):
     assert command("fit", tmp_path / "run", data={"val": None, "zeroshot": None}, trainer={"max_epochs": 1}) == 0
     last = DualEncoder.load(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert DualEncoder.load(tmp_path / "run" / "encoder").fingerprint == last.fingerprint
+
+
+def test_a_run_that_has_begun_is_not_begun_again(command, tmp_path, capsys):
+    """Nor does a resume that fails cost the log."""
+    one = {"max_epochs": 1}
+    assert command("fit", tmp_path / "run", trainer=one) == 0
+    shutil.rmtree(tmp_path / "run" / "encoder")
+    log = (tmp_path / "run" / "log" / "metrics.csv").read_bytes()
+    capsys.readouterr()
+    assert command("fit", tmp_path / "run", trainer=one) == 1
+    assert "would be overwritten; go on with --ckpt_path last" in one_line(capsys)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:20_000])
+    assert command("fit", tmp_path / "run", "--ckpt_path", "last", trainer={"max_epochs": 2}) == 1
+    one_line(capsys)
+    assert (tmp_path / "run" / "log" / "metrics.csv").read_bytes() == log

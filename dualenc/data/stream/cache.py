@@ -148,7 +148,8 @@ class Copy:
             with contextlib.suppress(OSError):
                 os.unlink(self._name)
             fcntl.flock(self._file, fcntl.LOCK_UN)  # a process forked meanwhile has it too
-            self._file.close()
+            with contextlib.suppress(OSError):  # of a full disk, for what is still in its buffer
+                self._file.close()
 
     def _kept(self, data: bytes) -> bytes:
         if self.lost is None:

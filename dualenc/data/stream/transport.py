@@ -7,6 +7,7 @@ is gone, send `Bearer None` to Hugging Face, and it knows no `s3://`.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from webdataset.gopen import Pipe, gopen, rewrite_url
+
+log = logging.getLogger("dualenc")
 
 BROKEN, MISSING = "broken stream", "missing shard"
 RETRIES = 5
@@ -159,7 +162,10 @@ class Reader:
             self._attempt = 0
         if self._attempt >= self.retries:
             raise ShardError(BROKEN, self.url, f"{why} ({self.retries} retries)")
-        time.sleep(min(DELAY * 2**self._attempt, LONGEST_DELAY))
+        delay = min(DELAY * 2**self._attempt, LONGEST_DELAY)
+        told = shown(self.url), self.position, why, delay, self._attempt + 1, self.retries
+        log.warning("%s broke at byte %d (%s); trying again in %g s, %d of %d", *told)
+        time.sleep(delay)
         self._attempt, self._broke_at = self._attempt + 1, self.position
         return True
 

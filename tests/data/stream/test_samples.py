@@ -215,7 +215,10 @@ def test_what_is_lost_is_counted_with_its_source_and_said_once(tmp_path, caplog)
         out = list(worker_samples([urls, [server.url("none.tar")]], None, (0, 0, 0, 1, 0, 1), 5, dropped, retries=1))
     assert {sample.key for _, sample in out} > {"s000", "s001", "s002", "s003"} and len(out) < 8
     assert dropped == {(0, "broken stream"): 1, (0, "missing shard"): 1, (1, "missing image"): 2}
-    assert len(caplog.records) == 2 and "shard-001.tar: broken stream" in caplog.text
+    told = [record.getMessage() for record in caplog.records]
+    retried = [line for line in told if "trying again" in line]
+    assert len(retried) == 1 and "shard-001.tar broke at byte 3000" in retried[0]
+    assert len(told) == 3 and "shard-001.tar: broken stream" in caplog.text
 
 
 # Before training
