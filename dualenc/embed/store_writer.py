@@ -127,8 +127,9 @@ class StoreWriter:
         except FileNotFoundError:  # another job was faster and has removed .parts
             if not (self.folder / "manifest.json").exists():
                 raise
-        for left in self.folder.glob("*/.*.tmp"):  # of jobs that were killed
-            left.unlink(missing_ok=True)
+        for kind in ("img_emb", "text_emb", "metadata", "text_metadata"):  # not .parts: another job may be removing it
+            for left in (self.folder / kind).glob(".*.tmp"):  # of jobs that were killed
+                left.unlink(missing_ok=True)
         shutil.rmtree(self._markers, ignore_errors=True)
         return True
 
