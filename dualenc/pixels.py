@@ -1,7 +1,7 @@
 """Pictures to uint8 arrays (H, W, 3) as towers see them: open_clip's evaluation preprocessing, and the resizing under it.
 
 `decode`: "exact" decodes the whole image and resizes with Pillow, as open_clip does, to the bit; "fast" decodes a large
-JPEG at a half, a quarter or an eighth of its sides, and resizes with torch, which is four times as fast as Pillow. Both
+JPEG at a half, a quarter or an eighth of its sides, and resizes with torch, which is faster. Both
 filter alike (a widened bicubic or bilinear kernel, rows and columns in turn, 8 bits between the two), so values differ by
 1 of 255 now and then; more only where Pillow takes columns first and a value between the two is cut at 0 or 255.
 """
@@ -95,9 +95,8 @@ def resized(
         done = torch.nn.functional.interpolate(planes, size=size[::-1], mode=interpolation, antialias=True)
         return done.permute(0, 2, 3, 1).numpy()[0]
     if (right - left, bottom - top) != image.size:
-        image = image.crop(
-            (left, top, right, bottom)
-        )  # cut first, as peers do: the kernel sees nothing beyond the edge
+        # cut first, as peers do: the kernel sees nothing beyond the edge
+        image = image.crop((left, top, right, bottom))
     return np.asarray(image.resize(size, RESAMPLE[interpolation]))
 
 

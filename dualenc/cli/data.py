@@ -11,6 +11,11 @@ from dualenc.cli.common import command, group, print_json
 
 def register(commands: Any) -> None:
     verbs = group(commands, "data", "make, check and measure shards")
+    for add in (_add_scenes, _add_pack, _add_check, _add_bench):
+        add(verbs)
+
+
+def _add_scenes(verbs: Any) -> None:
     parser = command(
         verbs,
         "scenes",
@@ -24,6 +29,9 @@ def register(commands: Any) -> None:
     parser.add_argument("--test", type=int, help="test scenes (default 1000)")
     parser.add_argument("--size", type=int, help="pixels, square (default 64)")
     parser.add_argument("--seed", type=int, help="another seed, other scenes (default 0)")
+
+
+def _add_pack(verbs: Any) -> None:
     parser = command(
         verbs,
         "pack",
@@ -60,6 +68,9 @@ def register(commands: Any) -> None:
     )
     parser.add_argument("--shard-size", type=int, help="samples a shard (default 10000)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _add_check(verbs: Any) -> None:
     parser = command(
         verbs,
         "check",
@@ -69,6 +80,9 @@ def register(commands: Any) -> None:
     )
     parser.add_argument("data", nargs="+", help="shards, or a folder of images")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _add_bench(verbs: Any) -> None:
     parser = command(
         verbs,
         "bench",

@@ -16,13 +16,13 @@ from dualenc.data.collate import Collate
 from dualenc.data.opened import ChangedFile
 from dualenc.data.order import PADDING
 from dualenc.data.prepare import Prepare
-from dualenc.data.sample import CHANGED, UNREADABLE
+from dualenc.data.sample import CHANGED, KINDS, UNREADABLE
 from dualenc.data.shards import Source
 from dualenc.images import BadImage, opened
 
 log = logging.getLogger("dualenc")
 
-KINDS_BUT_IMAGE = ("txt", "json", "cls")
+KINDS_BUT_IMAGE = KINDS[1:]
 
 
 class Batches(torch.utils.data.Dataset):
@@ -103,13 +103,13 @@ def _reason(error: OSError | BadImage) -> str:
     """Under which name a sample is counted that could not be read."""
     if isinstance(error, BadImage):
         return str(error)
-    _tell(str(error))
+    warn_once(str(error))  # the count names no file
     return CHANGED if isinstance(error, ChangedFile) else UNREADABLE
 
 
 @functools.lru_cache(64)
-def _tell(text: str) -> None:
-    """Once a process, as the count names no file."""
+def warn_once(text: str) -> None:
+    """Log a line the first time that it comes up in a process."""
     log.warning("%s", text)
 
 

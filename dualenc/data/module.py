@@ -116,9 +116,8 @@ class PairData(pl.LightningDataModule):
     def _open_streams(self) -> None:
         check_streamed(self)
         if self.stream.cache is not None:
-            Path(self.stream.cache).mkdir(
-                parents=True, exist_ok=True
-            )  # what cannot be is told before any worker starts
+            # what cannot be made is told before any worker starts
+            Path(self.stream.cache).mkdir(parents=True, exist_ok=True)
         self.streams = [expand([item]) for item in self.train_items()]
         refuse_same_shard(self.streams)
         for shards in self.streams:
@@ -151,9 +150,8 @@ class PairData(pl.LightningDataModule):
         left = {"incomplete_batch": self.trainer.train_dataloader.sampler.incomplete}  # type: ignore[union-attr]
         if self.streams is not None:
             return left
-        if (
-            rest := self._samples() - left["incomplete_batch"] - shown
-        ) > 0:  # trainer.max_steps, limit_train_batches, …
+        rest = self._samples() - left["incomplete_batch"] - shown
+        if rest > 0:  # trainer.max_steps, limit_train_batches, …
             left["not_reached"] = rest
         if self.weights is not None:
             left["other_epochs"] = len(self.sources["train"]) - self._samples()

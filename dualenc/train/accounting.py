@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import collections
-import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
 
+from dualenc.data.dataset import warn_once
 from dualenc.data.stream.samples import REST_LEFT, SHARD_LEFT
 from dualenc.data.stream.transport import BROKEN, MISSING, shown
 from dualenc.data.tar import DAMAGED, NOT_A_TAR, TRUNCATED
@@ -36,9 +36,9 @@ class Counts:
             self._counts[origin, reason] += count
         self._counts[-1, CUT] += batch["truncated"]
 
-    def total(self) -> dict[Key, int]:
+    def total(self) -> collections.Counter[Key]:
         """The counts of all ranks together."""
-        return dict(sum((collections.Counter(part) for part in gathered(dict(self._counts))), collections.Counter()))
+        return sum((collections.Counter(part) for part in gathered(dict(self._counts))), collections.Counter())
 
     def clear(self) -> None:
         self._counts.clear()
@@ -67,11 +67,6 @@ def refuse_nothing(total: Mapping[Key, int]) -> None:
         )
 
 
-def merged(total: Mapping[Key, int], more: Mapping[Key, int]) -> collections.Counter[Key]:
-    """Counts added up."""
-    return collections.Counter(total) + collections.Counter(more)
-
-
 def metrics(total: Mapping[Key, int], left: Mapping[str, int], names: list[str]) -> dict[str, float]:
     """`data/seen`, `data/dropped/REASON`, `data/shards/REASON` (shards of which some or all is lost), `data/captions_cut`,
     `data/REASON` of what is left for other epochs; with several sources also `data/SOURCE/seen` and so on."""
@@ -95,12 +90,6 @@ def evaluated(total: Mapping[Key, int], name: str) -> dict[str, float]:
         warn_once(f"{name}: left out of the scores: {lost}")
     dropped = {f"dropped/{what.replace(' ', '_')}": count for what, count in counted.items()}
     return {SEEN: float(sum(count for (_, what), count in total.items() if what == SEEN)), **dropped}
-
-
-@functools.cache
-def warn_once(text: str) -> None:
-    """Log a line the first time it comes up, not at every validation."""
-    log.warning(text)
 
 
 def report(total: Mapping[Key, int], left: Mapping[str, int], epoch: int) -> None:

@@ -24,16 +24,21 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class Clock(ModelCheckpoint):
-    """Writes last.ckpt every n steps or minutes, but not after an epoch's last batch: the epoch's own is written then,
-    once its validation and its counts are in it."""
+    """Writes last.ckpt within an epoch: every n steps or minutes, or after each validation. Not after an epoch's last batch:
+    the epoch's own is written then, once its validation and its counts are in it."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *hook: Any) -> None:
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             super().on_train_batch_end(trainer, *hook)
 
+    def on_validation_end(self, trainer: pl.Trainer, *hook: Any) -> None:
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            super().on_validation_end(trainer, *hook)
+
 
 def last_checkpoints(settings: Any) -> list[ModelCheckpoint]:
-    """Callbacks that write last.ckpt: at every epoch's end, and by steps and by time where these are set.
+    """Callbacks that write last.ckpt: at every epoch's end, after validation within one, and by steps and by time where
+    these are set.
 
     Lightning's `save_last` writes one only when there is a new best, and one callback of its kind has only one clock.
     settings: the `checkpoint` part of a config.
@@ -42,5 +47,6 @@ def last_checkpoints(settings: Any) -> list[ModelCheckpoint]:
     clocks = [{name: settings[name]} for name in ("every_n_train_steps", "train_time_interval")]
     return [
         ModelCheckpoint(save_on_train_epoch_end=True, **common),
+        Clock(save_on_train_epoch_end=False, **common),
         *(Clock(**when, **common) for when in clocks if None not in when.values()),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import logging
 import math
 from typing import Any
@@ -180,7 +181,7 @@ class ContrastiveModule(pl.LightningModule):
         left = data.left_over(accounting.samples(counted))
         if data.streams is not None:  # each rank has its own
             left["incomplete_batch"] = sum(gathered(left["incomplete_batch"]))
-        total = accounting.merged(counted, data.listed)
+        total = counted + collections.Counter(data.listed)
         if self.trainer.is_global_zero:
             accounting.report(total, left, self.current_epoch)
         self.log_dict(accounting.metrics(total, left, data.names), rank_zero_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import math
 import re
 import shutil
 import sys
@@ -93,7 +94,10 @@ class CLI(LightningCLI):
         if self.subcommand == "fit":
             if config.ckpt_path is None:
                 refuse_existing(root / "encoder")  # before hours of training, not after
-                _refuse_begun(Path(config.checkpoint.dirpath))
+                if not any(
+                    root.glob("hpc_ckpt_*.ckpt")
+                ):  # Lightning's own, of a SLURM job that was put in the queue again
+                    _refuse_begun(Path(config.checkpoint.dirpath))
             for key in ("train", "val", "zeroshot"):
                 _check_paths(f"data.{key}", config.data[key])
 
@@ -113,8 +117,10 @@ class CLI(LightningCLI):
         if config.ckpt_path not in (None, "last", "best", "hpc"):
             read_checkpoint(Path(config.ckpt_path))
 
-    def _checkpoint(self, config: Any) -> Path:
-        """The file that --ckpt_path means."""
+    def _checkpoint(self, config: Any) -> Path | None:
+        """The file that --ckpt_path means; None where only Lightning knows it."""
+        if config.ckpt_path in ("best", "hpc"):
+            return None
         if config.ckpt_path != "last":
             return Path(config.ckpt_path)
         return max(Path(config.checkpoint.dirpath).glob("last*.ckpt"), key=lambda path: path.stat().st_mtime)
@@ -143,9 +149,9 @@ class CLI(LightningCLI):
 
 
 @rank_zero_only
-def _go_on(logger: CSVLogger, checkpoint: Path) -> None:
+def _go_on(logger: CSVLogger, checkpoint: Path | None) -> None:
     """Keep the metrics.csv that is there, which Lightning deletes, up to the checkpoint: the steps after it come again."""
-    done = read_checkpoint(checkpoint)["global_step"]
+    done = math.inf if checkpoint is None else read_checkpoint(checkpoint)["global_step"]
     path = Path(logger.log_dir, "metrics.csv")
     aside = path.with_name("metrics.before.csv")  # until the new file is whole
     if path.is_file():

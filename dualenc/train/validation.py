@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from dualenc.data.dataset import warn_once
 from dualenc.evaluate.metrics import left_out, retrieval_metrics, zero_shot_metrics
 from dualenc.model.names import zero_shot_classifier
 from dualenc.model.towers import image_features, text_features_sorted
-from dualenc.train.accounting import warn_once
 from dualenc.train.gather import gathered
 
 

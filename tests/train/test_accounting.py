@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from dualenc.data.dataset import warn_once
 from dualenc.data.shards import open_source
 from dualenc.train import accounting
-from dualenc.train.accounting import Counts, merged, metrics, report, short_names
+from dualenc.train.accounting import Counts, metrics, report, short_names
 from dualenc.train.checkpoint import WholeFiles
 from tests.small import sample, write_tar
 from tests.train.conftest import read_log
@@ -56,7 +57,7 @@ def test_counts_go_on_from_a_checkpoint():
     later.load(counts.state())
     for each in (counts, later):
         each.add(batch(origin=[0, 0, 0, 0]))
-    assert counts.total() == later.total() == merged(counts.total(), {})
+    assert counts.total() == later.total()
     counts.clear()
     assert counts.total() == {}
 
@@ -137,7 +138,7 @@ def test_what_a_bounded_epoch_does_not_reach_is_told(command, tmp_path, caplog):
 
 
 def test_an_evaluation_tells_what_it_leaves_out(command, tmp_path, caplog):
-    accounting.warn_once.cache_clear()
+    warn_once.cache_clear()
     assert command("fit", tmp_path / "run", trainer={"max_epochs": 1}) == 0
     log = read_log(tmp_path / "run" / "log" / "metrics.csv")
     for name in ("val/", "val/zeroshot_"):
@@ -161,19 +162,30 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     assert torch.load(path, weights_only=True) == {"step": 1} and [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_checkpoints_by_steps_and_by_time(command, tmp_path, monkeypatch):
-    """Both clocks write last.ckpt, and the best one still follows validation."""
-    written = []
+@pytest.fixture
+def written(monkeypatch):
+    """(step, name) of each checkpoint, in the order in which they are written."""
+    found = []
     real = WholeFiles.save_checkpoint
 
     def save(self, checkpoint, path, storage_options=None):
-        written.append((checkpoint["global_step"], Path(path).name))
+        found.append((checkpoint["global_step"], Path(path).name))
         real(self, checkpoint, path)
 
     monkeypatch.setattr(WholeFiles, "save_checkpoint", save)
+    return found
+
+
+def test_checkpoints_by_steps_and_by_time(command, tmp_path, written):
+    """Both clocks write last.ckpt, and the best one still follows validation."""
     assert command("fit", tmp_path / "steps", checkpoint={"every_n_train_steps": 3}, trainer={"max_epochs": 4}) == 0
     assert [step for step, name in written if name == "last.ckpt"] == [2, 3, 4, 6, 8]  # 6 is an epoch's end too
     assert all(step % 2 == 0 for step, name in written if name != "last.ckpt")
     written.clear()
     assert command("fit", tmp_path / "time", "--checkpoint.train_time_interval", "0:00:00") == 0
     assert {step for step, name in written if name == "last.ckpt"} == set(range(1, 9))
+
+
+def test_validation_within_an_epoch_leaves_a_checkpoint(command, tmp_path, written):
+    assert command("fit", tmp_path / "run", trainer={"max_epochs": 2, "val_check_interval": 1}) == 0
+    assert [step for step, name in written if name == "last.ckpt"] == [1, 2, 3, 4]

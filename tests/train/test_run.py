@@ -281,3 +281,13 @@ def test_a_run_that_has_begun_is_not_begun_again(command, tmp_path, capsys):
     assert command("fit", tmp_path / "run", "--ckpt_path", "last", trainer={"max_epochs": 2}) == 1
     one_line(capsys)
     assert (tmp_path / "run" / "log" / "metrics.csv").read_bytes() == log
+
+
+def test_a_job_that_is_queued_again_goes_on(command, tmp_path):
+    """SLURM starts the same command again; Lightning finds its own checkpoint."""
+    assert command("fit", tmp_path / "run", trainer={"max_epochs": 1}) == 0
+    shutil.rmtree(tmp_path / "run" / "encoder")
+    shutil.copy(tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "run" / "hpc_ckpt_1.ckpt")
+    assert command("fit", tmp_path / "run", trainer={"max_epochs": 2}) == 0
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4 and last["epoch"] == 1

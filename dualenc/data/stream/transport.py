@@ -208,9 +208,8 @@ def _run(url: str, offset: int, errors: Any) -> Pipe:
     if name != "hf":
         return _pipe([*command, "--url", url], errors)
     address, token = _hugging_face(url)
-    secret = (
-        f'header = "Authorization: Bearer {token}"\n' if token else ""
-    )  # not on a command line, which others can see
+    # not on a command line, which others can see
+    secret = f'header = "Authorization: Bearer {token}"\n' if token else ""
     return _pipe([*command, "--config", "-", "--url", address], errors, secret)
 
 
