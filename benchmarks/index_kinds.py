@@ -1,38 +1,33 @@
-"""The recipes side by side on synthetic embeddings: python benchmarks/index_kinds.py [--table]
+"""The shipped recipes side by side, for the table in index/README.md: part "recipes" of benchmarks/index.py.
 
 50,000 x 128 unit rows in 750 clusters behind one common offset ("images"), and queries near the clusters behind another
 offset ("texts": out of the images' distribution, as a text tower's are). Each recipe is built for ANN recall 0.95 on
-1,000 texts, then measured on 1,000 others. Writes results/index_kinds.json and the table in index/README.md; --table
-writes the table alone, from the record that is there.
+1,000 texts, then measured on 1,000 others.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import statistics
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":
-    os.environ["OMP_NUM_THREADS"] = "1"  # before FAISS loads: one core's times compare between machines
-
 import numpy as np
-from record import RESULTS, record
+from index_data import Clusters, K, Side, recall
+from index_measure import BATCH, REPEATS, built, by_turns, chosen, ours
+from record import RESULTS
+from timing import progress
 
 from dualenc.index import Index, exact_search
 
-README = Path(__file__).parent.parent / "index" / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "index" / "README.md"
 BLOCK = re.compile(r"(<!-- measured -->\n).*?(<!-- /measured -->)", re.DOTALL)
-ROWS, DIM, CLUSTERS, K = 50_000, 128, 750, 10
-RECIPES: dict[str, tuple[Any, str]] = {
-    "flat": ("flat", "texts"),
-    "hnsw": ("hnsw", "texts"),
-    "ivf": ("ivf", "texts"),
+ROWS, DIM, CLUSTERS, TARGET = 50_000, 128, 750, 0.95
+IMAGES, TEXTS = Side(0.5, offset=1.0), Side(0.6, pull=0.5, offset=1.5, number=2)
+RECIPES: dict[str, tuple[Any, str]] = {  # name in the table: recipe, what it is tuned on
+    **{path.stem: (path.stem, "texts") for path in sorted((ROOT / "index").glob("*.yaml"))},
     "ivf, not centred": ({"build": {"kind": "ivf", "centred": False}}, "texts"),
     "ivf, tuned on its own rows": ("ivf", "rows"),
 }
@@ -40,89 +35,74 @@ RECIPES: dict[str, tuple[Any, str]] = {
 
 def vectors(count: int = ROWS, clusters: int = CLUSTERS, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(images (N, D), more images (1,000, D), texts (2,000, D)), unit rows."""
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(clusters, DIM))
-    here, there = rng.normal(size=DIM), 1.5 * rng.normal(size=DIM)
-
-    def near(rows: int, pull: float, spread: float, offset: np.ndarray) -> np.ndarray:
-        x = pull * centres[rng.integers(clusters, size=rows)] + spread * rng.normal(size=(rows, DIM)) + offset
-        return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-
-    return near(count, 1.0, 0.5, here), near(1000, 1.0, 0.5, here), near(2000, 0.5, 0.6, there)
+    where = Clusters(clusters, DIM, seed=seed)
+    images, more = (IMAGES.draw(where, rows, stream)[0] for stream, rows in enumerate((count, BATCH)))
+    return images, more, TEXTS.draw(where, 2 * BATCH)[0]
 
 
-def recall(index: Index, queries: np.ndarray, best: np.ndarray) -> float:
-    """ANN recall@10 against exact search's row numbers."""
-    found, _ = index.search(queries, K)
-    shared = [len(set(mine) & set(theirs)) for mine, theirs in zip(found.tolist(), best.tolist(), strict=True)]
-    return round(sum(shared) / best.size, 4)
-
-
-def seconds(call: Any, times: int) -> float:
-    """Median seconds of one call, after one that does not count."""
-    call()
-    taken = []
-    for _ in range(times):
-        start = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
-
-
-def measure(name: str, images: np.ndarray, more: np.ndarray, texts: np.ndarray, best: dict[str, Any]) -> dict[str, Any]:
-    """Build one recipe and measure it on queries it has not seen."""
-    recipe, tuned_on = RECIPES[name]
+def compare(images: np.ndarray, more: np.ndarray, texts: np.ndarray, repeats: int = REPEATS) -> dict[str, Any]:
+    """Every recipe, built and then timed by turns; one that cannot reach the recall says so instead."""
+    best = {"texts": exact_search(texts[BATCH:], images, K)[0], "images": exact_search(more, images, K)[0]}
+    rows: dict[str, Any] = {}
+    indexes: dict[str, Index] = {}
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        queries = texts[:1000] if tuned_on == "texts" else None
-        index = Index.build(images, Path(folder) / "index", recipe=recipe, recall=0.95, queries=queries)
-        built = time.perf_counter() - start
-        singles = [seconds(lambda query=query: index.search(query, K), 1) for query in texts[1000:1100]]
-        return {
-            "build_seconds": round(built, 2),
-            "setting": index.manifest["search"],
-            "recall_reported": index.manifest["ann_recall"]["value"],
-            "recall_texts": recall(index, texts[1000:], best["texts"]),
-            "recall_images": recall(index, more, best["images"]),
-            "single_ms": round(statistics.median(singles) * 1e3, 3),
-            "batch_queries_per_second": round(1000 / seconds(lambda: index.search(texts[1000:], K), 7)),
-            "bytes_per_vector": index.manifest["bytes"]["per_vector"],
-        }
+        for name, (recipe, tuned_on) in RECIPES.items():
+            queries = texts[:BATCH] if tuned_on == "texts" else None
+            out = Path(folder) / name
+            try:
+                index, seconds = built(images, out, recipe=recipe, recall=TARGET, queries=queries)
+            except ValueError as error:
+                rows[name] = {"failed": str(error)}
+                continue
+            indexes[name], rows[name] = index, {"build_seconds": seconds, **described(index, out)}
+            rows[name]["recall_texts"] = recall(index.search(texts[BATCH:], K)[0], best["texts"])
+            rows[name]["recall_images"] = recall(index.search(more, K)[0], best["images"])
+            progress(f"recipes: {name} built in {seconds} s")
+        ways = {name: ours(index, texts[BATCH:]) for name, index in indexes.items()}
+        for name, times in by_turns(ways, "recipes", repeats).items():
+            rows[name] |= times
+    return rows
 
 
-def compare(images: np.ndarray, more: np.ndarray, texts: np.ndarray) -> dict[str, Any]:
-    """Every recipe, measured."""
-    best = {"texts": exact_search(texts[1000:], images, K)[0], "images": exact_search(more, images, K)[0]}
-    return {name: measure(name, images, more, texts, best) for name in RECIPES}
+def described(index: Index, folder: Path) -> dict[str, Any]:
+    """What was made, and the bytes of the FAISS file a row: codes, ids, lists or graph."""
+    size = sum(file.stat().st_size for file in folder.glob("*.faiss"))
+    return {**chosen(index), "bytes_per_vector": round(size / len(index), 1)}
+
+
+def measure(options: Any) -> dict[str, Any]:
+    """The part's results."""
+    rows = options.rows or ROWS
+    sets = vectors(rows, max(8, CLUSTERS * rows // ROWS), options.seed)
+    data = {"rows": rows, "dim": DIM, "clusters": CLUSTERS, "seed": options.seed}
+    return {"data": data, "target": TARGET, "k": K, "recipes": compare(*sets, options.repeats), "goals": []}
 
 
 def table() -> str:
     """The table of index/README.md in Markdown, from the record."""
-    entry = json.loads((RESULTS / "index_kinds.json").read_text(encoding="utf-8"))
+    entry = json.loads((RESULTS / "index.json").read_text(encoding="utf-8"))["recipes"]
     lines = [
         "| recipe | setting | ANN recall@10, unseen texts | unseen images | one query, ms | queries/s, batch of 1,000 | "
         "bytes a vector | build, s |",
         "|---|---|---|---|---|---|---|---|",
+        *(line(name, row) for name, row in entry["results"]["recipes"].items()),
     ]
-    for name, row in entry["results"]["recipes"].items():
-        setting = ", ".join(f"{knob} {value}" for knob, value in row["setting"].items()) or "none"
-        recalls = f"{row['recall_texts']:.3f} | {row['recall_images']:.3f}"
-        speed = f"{row['single_ms']:.2f} | {row['batch_queries_per_second']:,}"
-        size = f"{row['bytes_per_vector']:,.0f} | {row['build_seconds']:.1f}"
-        lines.append(f"| {name} | {setting} | {recalls} | {speed} | {size} |")
-    where = (
-        f"{entry['machine']['processor']}, {entry['machine']['threads']} thread, faiss {entry['versions']['faiss-cpu']}"
-    )
+    machine = entry["machine"]
+    where = f"{machine['processor']}, {machine['threads']} threads, faiss {entry['versions']['faiss-cpu']}"
     return "\n".join([*lines, "", f"`{entry['command']}`, {entry['date']}: {where}."]) + "\n"
 
 
-def main() -> None:
-    if "--table" not in sys.argv:
-        shape = {"rows": ROWS, "dim": DIM, "clusters": CLUSTERS, "target": 0.95, "k": K}
-        record("index_kinds", {"data": shape, "recipes": compare(*vectors())})
+def line(name: str, row: dict[str, Any]) -> str:
+    """One recipe's line."""
+    if "failed" in row:
+        return f"| {name} | recall {TARGET} is out of its reach | | | | | | |"
+    setting = ", ".join(f"{knob} {value}" for knob, value in row["search"].items()) or "none"
+    recalls = f"{row['recall_texts']:.3f} | {row['recall_images']:.3f}"
+    speed = f"{row['single_ms']:.2f} | {row['queries_per_second']:,.0f}"
+    return f"| {name} | {setting} | {recalls} | {speed} | {row['bytes_per_vector']:,.0f} | {row['build_seconds']:.1f} |"
+
+
+def render() -> None:
+    """Write the table into index/README.md."""
     text = README.read_text(encoding="utf-8")
     README.write_text(BLOCK.sub(lambda found: found[1] + table() + found[2], text), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -64,5 +64,7 @@ def test_every_public_name_exists(package):
     module = importlib.import_module(f"dualenc.{package}")
     assert module.__all__
     for name in module.__all__:
+        # a module of that name would take its place, once it is imported
+        assert importlib.util.find_spec(f"dualenc.{package}.{name}") is None, name
         value = getattr(module, name)
         assert value.__name__ == name and value.__module__.startswith(f"dualenc.{package}."), name

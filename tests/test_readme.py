@@ -34,9 +34,9 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[list[str]]:
     """Every `dualenc …` line of the README's bash blocks."""
-    lines = [line.split(" #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    lines = [line.strip() for block in blocks("bash") for line in block.splitlines()]
     found = [
-        shlex.split(line.removeprefix(".venv/bin/"))
+        shlex.split(line.removeprefix(".venv/bin/"), comments=True)
         for line in lines
         if line.removeprefix(".venv/bin/").startswith("dualenc ")
     ]

@@ -1,86 +1,230 @@
-"""`dualenc index …` and `dualenc search`."""
+"""`dualenc index …`"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
-from dualenc.cli.common import command, group, print_json
+from dualenc.cli.common import command, group, is_store, print_json
 
 
 def register(commands: Any) -> None:
-    verbs = group(commands, "index", "build and inspect an index")
+    verbs = group(commands, "index", "build, change and inspect an index")
+    for add in (_build, _tune, _info, _add, _remove, _merge, _compact, _duplicates, _neighbours, _adopt):
+        add(verbs)
+
+
+def _build(verbs: Any) -> None:
     parser = command(
         verbs,
         "build",
         run_build,
-        "build an index from a store; its recall is measured and kept with it",
-        "dualenc index build runs/demo/store runs/demo/index --recipe auto --recall 0.95",
+        "build the cheapest index that reaches the recall you ask for, within memory and latency",
+        "dualenc index build runs/demo/store runs/demo/index --recall 0.95 --memory 2GB",
     )
-    parser.add_argument("store", help="what `dualenc embed` made (or clip-retrieval)")
+    parser.add_argument("store", help="what `dualenc embed` made (or clip-retrieval), or a folder of .npy or parquet")
     parser.add_argument("out", help="the index folder")
-    parser.add_argument("--recipe", default="auto", help="flat, hnsw, ivf, auto, or a YAML file (default auto)")
+    parser.add_argument(
+        "--recipe", default="auto", help="a recipe's name (index/README.md lists them) or a YAML file (default auto)"
+    )
     parser.add_argument("--side", choices=("image", "text"), default="image", help="what is searched (default image)")
     parser.add_argument(
         "--recall", type=float, default=0.95, help="ANN recall@10 that the search setting must reach (default 0.95)"
     )
-    parser.add_argument("--memory", help="refuse an index larger than this, such as 2GB")
-    parser.add_argument("--latency", help="refuse an index slower than this for one query, such as 5ms")
+    parser.add_argument("--memory", help="most bytes of the index in memory, such as 2GB")
+    parser.add_argument("--latency", help="most time for one query, such as 5ms")
+    _queries_option(parser)
     parser.add_argument(
-        "--queries", metavar="STORE", help="measure recall on this store's texts instead of the gallery's own"
+        "--threads", type=int, help="of FAISS, to build and measure with (default: as many as it takes)"
     )
+    parser.add_argument("--normalise", action="store_true", help="divide each row of a plain folder by its length")
+
+
+def _tune(verbs: Any) -> None:
+    parser = command(
+        verbs,
+        "tune",
+        run_tune,
+        "choose an index's search setting again, by measuring, without building it again",
+        "dualenc index tune runs/demo/index --recall 0.99 --queries runs/demo/store",
+    )
+    parser.add_argument("index")
+    parser.add_argument("--recall", type=float, help="ANN recall@10 to reach (default: what the build was asked for)")
+    parser.add_argument("--latency", help="most time for one query, such as 5ms")
+    _queries_option(parser)
+
+
+def _queries_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--queries",
+        metavar="STORE",
+        help="measure on this store's texts (default: the texts of the store itself, else images that are held out)",
+    )
+
+
+def _info(verbs: Any) -> None:
     parser = command(
         verbs, "info", run_info, "what an index is, and whether it is whole", "dualenc index info runs/demo/index"
     )
     parser.add_argument("index")
     parser.add_argument("--verify", action="store_true", help="hash every file")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    parser.add_argument("--plot", metavar="PNG", help="draw ANN recall against time per query")
+
+
+def _add(verbs: Any) -> None:
     parser = command(
-        commands,
-        "search",
-        run_search,
-        "search an index by text, by image, or by both",
-        'dualenc search runs/demo/index "a small red circle" -k 5 --grid hits.png',
+        verbs,
+        "add",
+        run_add,
+        "add a store's rows to an index; searches that are open keep what they see",
+        "dualenc index add runs/demo/index runs/new/store --upsert",
     )
     parser.add_argument("index")
-    parser.add_argument("text", nargs="?", help="what to look for")
-    parser.add_argument("--image", help="an image to look for; with a text, both count equally")
-    parser.add_argument("-k", type=int, default=10, help="how many hits (default 10)")
-    parser.add_argument("--where", help='an SQL condition on the metadata, such as "objects = 2"')
-    parser.add_argument("--encoder", help="the encoder, where it is not where the index says")
-    parser.add_argument("--grid", metavar="PNG", help="also write a picture of the hits")
+    parser.add_argument("store", help="embeddings by the same encoder")
+    parser.add_argument("--upsert", action="store_true", help="replace rows whose key is there; they keep their ids")
+    parser.add_argument("--normalise", action="store_true", help="divide each row of a plain folder by its length")
+
+
+def _remove(verbs: Any) -> None:
+    parser = command(
+        verbs,
+        "remove",
+        run_remove,
+        "remove rows by id or by condition",
+        'dualenc index remove INDEX --where "width < 64"',
+    )
+    parser.add_argument("index")
+    parser.add_argument("ids", nargs="*", type=int, help="ids, as `dualenc search --json` shows them")
+    parser.add_argument("--where", help="an SQL condition on the metadata; every row for which it is true goes")
+
+
+def _merge(verbs: Any) -> None:
+    parser = command(
+        verbs, "merge", run_merge, "make one index of two", "dualenc index merge INDEX OTHER OUT --renumber"
+    )
+    parser.add_argument("index")
+    parser.add_argument("other")
+    parser.add_argument("out")
+    parser.add_argument("--renumber", action="store_true", help="raise the other's ids, where both number from 0")
+
+
+def _compact(verbs: Any) -> None:
+    parser = command(
+        verbs,
+        "compact",
+        run_compact,
+        "join what was added and drop what was removed, in one file",
+        "dualenc index compact INDEX",
+    )
+    parser.add_argument("index")
+
+
+def _duplicates(verbs: Any) -> None:
+    parser = command(
+        verbs,
+        "duplicates",
+        run_duplicates,
+        "find groups of near-duplicates over a whole index or store",
+        "dualenc index duplicates runs/demo/store --threshold 0.95 --out groups.parquet",
+    )
+    parser.add_argument("index", help="an index, or a store")
+    parser.add_argument("--threshold", type=float, required=True, help="cosine from which two rows are duplicates")
+    parser.add_argument("--side", choices=("image", "text"), default="image", help="of a store (default image)")
+    parser.add_argument(
+        "--out", metavar="PARQUET", help="write id, group and the metadata of every row that has a twin"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _neighbours(verbs: Any) -> None:
+    parser = command(
+        verbs,
+        "neighbours",
+        run_neighbours,
+        "write the graph of each row's k nearest rows",
+        "dualenc index neighbours runs/demo/index -k 10 --out neighbours.parquet",
+    )
+    parser.add_argument("index")
+    parser.add_argument("-k", type=int, default=10, help="neighbours of a row (default 10)")
+    parser.add_argument("--out", metavar="PARQUET", required=True)
+
+
+def _adopt(verbs: Any) -> None:
+    parser = command(
+        verbs,
+        "adopt",
+        run_adopt,
+        "take over an index that autofaiss or FAISS wrote",
+        "dualenc index adopt image.index OUT --metadata metadata --encoder ViT-B-32:openai",
+    )
+    parser.add_argument("file", help="the FAISS file")
+    parser.add_argument("out")
+    parser.add_argument("--metadata", metavar="FOLDER", help="parquet files, one row for each vector, in their order")
+    parser.add_argument("--encoder", help="whose embeddings these are; its fingerprint is recorded")
+    parser.add_argument("--store", help="the embeddings that were indexed: recall is then measured")
+    parser.add_argument("--side", choices=("image", "text"), default="image", help="what is searched (default image)")
+
+
+def open_source(path: str, normalise: bool = False) -> Any:
+    """A store, or plain embeddings from anywhere."""
+    if is_store(path):
+        from dualenc.embed.store import open_store
+
+        return open_store(path)
+    from dualenc.index.folder import open_vectors
+
+    return open_vectors(path, normalise=normalise)
+
+
 def run_build(options: argparse.Namespace) -> int:
-    from dualenc.embed.store import open_store
     from dualenc.index.index import Index
+    from dualenc.index.pools import pools
 
     names = ("recipe", "side", "recall", "memory", "latency")
-    queries = open_store(options.queries) if options.queries else None
-    index = Index.build(
-        open_store(options.store), options.out, queries=queries, **{name: getattr(options, name) for name in names}
-    )
+    queries = open_source(options.queries) if options.queries else None
+    source = open_source(options.store, options.normalise)
+    with pools(options.threads):
+        index = Index.build(source, options.out, queries=queries, **{name: getattr(options, name) for name in names})
     _print_info(index.manifest)
     sys.stdout.write(f"written to {options.out}\n")
     return 0
 
 
-def run_info(options: argparse.Namespace) -> int:
-    from dualenc.index.index import info
+def run_tune(options: argparse.Namespace) -> int:
+    from dualenc.index.index import Index
 
-    manifest = info(options.index, verify=options.verify)
-    if options.json:
-        print_json(manifest)
+    index = Index.open(options.index)
+    source = index.manifest["source"]
+    if options.queries is None and source and is_store(source):  # the texts of the store that it was built from
+        store = open_source(source)
+        queries = store if len(store.side("text" if index.manifest["side"] == "image" else "image")) else None
     else:
-        _print_info(manifest)
+        queries = open_source(options.queries) if options.queries else None
+    _print_info(index.tune(queries, options.recall, options.latency))
     return 0
 
 
-def _print_info(manifest: dict[str, Any], prefix: str = "") -> None:
-    for key, value in manifest.items():
-        if key in ("files", "versions"):  # for machines: --json has them
+def run_info(options: argparse.Namespace) -> int:
+    from dualenc.index.about import info
+    from dualenc.index.plot import plot_curve
+
+    about = info(options.index, verify=options.verify)
+    if options.json:
+        print_json(about)
+    else:
+        _print_info(about)
+    if options.plot:
+        plot_curve(about, options.plot)
+        sys.stderr.write(f"curve: {options.plot}\n")
+    return 0
+
+
+def _print_info(about: dict[str, Any], prefix: str = "") -> None:
+    for key, value in about.items():
+        if key in ("files", "versions", "segments", "choice"):  # for machines: --json has them
             continue
         if isinstance(value, dict):
             _print_info(value, f"{prefix}{key}.")
@@ -88,67 +232,87 @@ def _print_info(manifest: dict[str, Any], prefix: str = "") -> None:
             sys.stdout.write(f"  {prefix + key:24} {value}\n")
 
 
-def run_search(options: argparse.Namespace) -> int:
+def run_add(options: argparse.Namespace) -> int:
     from dualenc.index.index import Index
 
-    if options.text is None and options.image is None:
-        raise ValueError("nothing to search for: give a text, --image FILE, or both")
-    if options.k < 1:
-        raise ValueError(f"-k {options.k} asks for no hits; use 1 or more")
     index = Index.open(options.index)
-    from dualenc.model.encoder import DualEncoder
-
-    name = options.encoder or index.encoder
-    if name is None:
-        raise ValueError(f"{options.index} does not say which encoder made it; name it with --encoder")
-    try:
-        encoder = DualEncoder.load(name, fingerprint=index.manifest.get("fingerprint"))
-    except (ValueError, OSError) as error:
-        if options.encoder:
-            raise
-        raise ValueError(f"{options.index}: its encoder cannot be loaded ({error}); name it with --encoder") from error
-    query = _query(encoder, options)
-    ids, scores = index.search(query, k=options.k, where=options.where, encoder=encoder)
-    found = [int(i) for i in ids[0] if i >= 0]
-    rows = index.rows(found).to_pylist() if found else []
-    hits = [{**row, "id": i, "score": float(s)} for i, s, row in zip(found, scores[0], rows, strict=False)]
-    if options.json:
-        print_json(hits)
-    else:
-        for place, hit in enumerate(hits, 1):
-            sys.stdout.write(
-                f"{place:3}  {hit['score']:.3f}  {hit.get('caption') or ''}  [{hit.get('key')}]  {hit.get('image_path') or ''}\n"
-            )
-        if not hits:
-            sys.stdout.write("nothing found\n")
-    if options.grid and hits:
-        _write_grid(options, hits)
+    before = len(index)
+    (index.upsert if options.upsert else index.add)(open_source(options.store, options.normalise))
+    sys.stdout.write(f"{options.index}: {before:,} rows, now {len(index):,}\n")
     return 0
 
 
-def _query(encoder: Any, options: argparse.Namespace) -> Any:
-    import numpy as np
+def run_remove(options: argparse.Namespace) -> int:
+    from dualenc.index.index import Index
 
-    parts = []
-    if options.text is not None:
-        parts.append(encoder.embed_texts([options.text]))
-    if options.image is not None:
-        parts.append(encoder.embed_images([options.image]))
-    total = np.sum(parts, axis=0)
-    return total / np.linalg.norm(total, axis=1, keepdims=True)
+    if bool(options.ids) == (options.where is not None):
+        raise ValueError("say what to remove: ids, or --where with a condition")
+    index = Index.open(options.index)
+    before = len(index)
+    index.remove(options.ids if options.where is None else index.ids_where(options.where))
+    sys.stdout.write(f"{options.index}: {before:,} rows, now {len(index):,}\n")
+    return 0
 
 
-def _write_grid(options: argparse.Namespace, hits: list[dict[str, Any]]) -> None:
-    from dualenc.data.shards import read_at
-    from dualenc.evaluate.grid import grid
-    from dualenc.images import decode
+def run_merge(options: argparse.Namespace) -> int:
+    from dualenc.index.merging import merge
 
-    pictures: list[Any] = []
-    for hit in hits:
-        try:
-            pictures.append(decode(read_at(hit["image_path"], hit["image_offset"], hit["image_size"])))
-        except (OSError, ValueError, KeyError, TypeError):  # moved or damaged since it was embedded: an empty frame
-            pictures.append(None)
-    titles = [f"{hit['score']:.3f}  {hit.get('caption') or hit.get('key')}" for hit in hits]
-    grid(pictures, titles, options.grid, heading=options.text or "")
-    sys.stderr.write(f"grid: {options.grid}\n")
+    merge(options.index, options.other, options.out, options.renumber)
+    sys.stdout.write(f"written to {options.out}\n")
+    return 0
+
+
+def run_compact(options: argparse.Namespace) -> int:
+    from dualenc.index.index import Index
+
+    index = Index.open(options.index)
+    before = index.manifest["bytes"]["index"]
+    index.compact()
+    sys.stdout.write(f"{options.index}: {before:,} bytes, now {index.manifest['bytes']['index']:,}\n")
+    return 0
+
+
+def run_duplicates(options: argparse.Namespace) -> int:
+    from dualenc.index.duplicates import near_duplicates, write_groups
+    from dualenc.index.index import Index
+
+    if (Path(options.index) / "manifest.json").exists() and not is_store(options.index):
+        index = Index.open(options.index)
+        rows, ids, table = index.gallery(), index.ids, index.metadata
+    else:
+        source = open_source(options.index)
+        rows, ids = source.side(options.side), None
+        table = source.metadata() if options.side == "image" else source.text_metadata()
+    found = near_duplicates(rows, options.threshold)
+    if options.out:
+        write_groups(found, ids, table, options.out)
+    about = found.summary()
+    if options.json:
+        print_json(about)
+    else:
+        _print_info(about)
+    return 0
+
+
+def run_neighbours(options: argparse.Namespace) -> int:
+    from dualenc.index.index import Index
+
+    index = Index.open(options.index)
+    index.neighbours(options.out, options.k)
+    sys.stdout.write(f"written to {options.out}\n")
+    return 0
+
+
+def run_adopt(options: argparse.Namespace) -> int:
+    from dualenc.index.adoption import adopt
+
+    encoder = None
+    if options.encoder:
+        from dualenc.model.encoder import DualEncoder
+
+        encoder = DualEncoder.load(options.encoder)
+    store = open_source(options.store) if options.store else None
+    index = adopt(options.file, options.out, options.metadata, encoder, store, options.side)
+    _print_info(index.manifest)
+    sys.stdout.write(f"written to {options.out}\n")
+    return 0

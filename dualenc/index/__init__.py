@@ -1,4 +1,4 @@
-"""Store or vectors + recipe → index; search, filter, add, remove. Needs numpy, FAISS and pyarrow only."""
+"""Store or vectors + recipe → index; search, filter, add, remove, merge, tune. Needs numpy, FAISS and pyarrow only."""
 
 from dualenc.lazy import lazy_names
 
@@ -6,8 +6,13 @@ __getattr__, __all__ = lazy_names(
     __name__,
     {
         "Index": "dualenc.index.index",
+        "adopt": "dualenc.index.adoption",
         "exact_search": "dualenc.index.exact",
-        "info": "dualenc.index.index",
+        "info": "dualenc.index.about",
         "load_recipe": "dualenc.index.recipe",
+        "merge": "dualenc.index.merging",
+        "near_duplicates": "dualenc.index.duplicates",
+        "open_vectors": "dualenc.index.folder",
+        "pools": "dualenc.index.pools",
     },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _BYTES = {
@@ -41,22 +42,41 @@ def _parse(value: Any, units: dict[str, float] | dict[str, int], default: str, n
     return amount
 
 
-def check_memory(needed: int, memory: int | None, kind: str, rows: int, dim: int) -> None:
-    """ValueError when an index of `needed` bytes is above `memory`."""
+def check_memory(
+    needed: int, memory: int | None, recipe: str, rows: int, dim: int, others: Mapping[str, int] | None = None
+) -> None:
+    """ValueError when an index of `needed` bytes is above `memory`.
+
+    others: bytes that other recipes would need for the same rows; the message names those that fit.
+    """
     if memory is not None and needed > memory:
-        least = rows * (4 * dim + 8)
-        cure = (
-            f"raise memory, or take recipe flat ({least:,} bytes)"
-            if least <= memory
-            else "raise memory, or index fewer rows"
-        )
-        raise ValueError(f"{kind} needs {needed:,} bytes for {rows:,} x {dim}, above memory={memory:,}; {cure}")
-
-
-def check_latency(measured: float, latency: float | None, kind: str, setting: str) -> None:
-    """ValueError when one query took longer than asked, in seconds."""
-    if latency is not None and measured > latency:
+        fit = [f"{name} ({size:,} bytes)" for name, size in (others or {}).items() if size <= memory]
+        cure = f"take recipe {_either(fit)}" if fit else "index fewer rows"
         raise ValueError(
-            f"{kind}{setting} takes {measured * 1e3:.3g} ms for one query, above latency={latency * 1e3:.3g} ms; "
-            "ask for less recall or more time, or take another recipe"
+            f"{recipe} needs {needed:,} bytes for {rows:,} x {dim}, above memory={memory:,}; raise memory, or {cure}"
         )
+
+
+def check_latency(
+    measured: float, latency: float | None, recipe: str, setting: dict[str, int], others: Sequence[str] = ()
+) -> None:
+    """ValueError when one query took longer than asked, in seconds. others: recipes that may be faster."""
+    if latency is not None and measured > latency:
+        at = f" at {in_words(setting)}" if setting else ""
+        raise ValueError(
+            f"{recipe}{at} takes {measured * 1e3:.3g} ms for one query, above latency={latency * 1e3:.3g} ms; "
+            f"ask for less recall or more time, or take {f'recipe {_either(others)}' if others else 'another recipe'}"
+        )
+
+
+def in_words(setting: dict[str, int]) -> str:
+    """A search's setting as a message says it.
+
+    >>> in_words({"nprobe": 8, "rerank": 4})
+    'nprobe 8, rerank 4'
+    """
+    return ", ".join(f"{knob} {value}" for knob, value in setting.items())
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,22 +1,50 @@
-"""Build an index: vectors by the block into FAISS, then the search setting that measuring chooses."""
+"""Build an index: what was asked is checked, a kind is chosen, filled and tuned, and the folder appears whole."""
 
 from __future__ import annotations
 
+import math
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+import pyarrow as pa
 
-from dualenc.files import refuse_existing, whole_folder
+from dualenc.files import read_json, refuse_existing, write_json
 from dualenc.index.budget import check_latency, check_memory, parse_bytes, parse_seconds
 from dualenc.index.catalog import as_table
-from dualenc.index.generation import write_generation
+from dualenc.index.choose import as_json, choose, table
+from dualenc.index.fill import PART, fill, source_key
+from dualenc.index.generation import commit, write_segment
 from dualenc.index.kinds import KINDS, Kind
+from dualenc.index.lock import making
 from dualenc.index.manifest import FORMAT, VERSION
+from dualenc.index.measure import Measured, measure, refuse_slower_than_exact
+from dualenc.index.queries import Queries, pick_queries
 from dualenc.index.recipe import load_recipe
-from dualenc.index.tune import K, Queries, measure_latency, pick_queries, tune
-from dualenc.index.vectors import Rows, as_ids, as_rows, is_store, unit_blocks, unit_rows
+from dualenc.index.segments import spread
+from dualenc.index.tune import OutOfReach
+from dualenc.index.vectors import Rows, as_ids, as_rows, identity, is_store, kept_dtype, source_files, unit_rows
+from dualenc.index.whose import refuse_foreign, store_metadata, whose
+
+DISAPPOINTS = 1.25  # times the estimate of the next candidate: built in full, that one may be better
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an index shall be made of, and what it shall reach."""
+
+    rows: Rows
+    ids: np.ndarray
+    metadata: pa.Table | None
+    queries: Queries
+    recall: float
+    memory: int | None
+    latency: float | None
+    files: list[Path] | None  # the store's .npy files, where codes can be scored again from them
+    dtype: str  # else: what the original rows are kept as
+    work: Path  # where a build that is killed leaves what it has
 
 
 def build(
@@ -33,7 +61,8 @@ def build(
     side: str = "image",
 ) -> None:
     """Build an index folder; see `Index.build`, which this is."""
-    refuse_existing(Path(out))
+    out = Path(out)
+    refuse_existing(out)
     if side not in ("image", "text"):
         raise ValueError(f'side={side!r}; give "image" or "text"')
     if not 0 < recall <= 1:
@@ -45,110 +74,124 @@ def build(
             f"{f'the store has no {side}s' if is_store(source) else 'vectors has no rows'}: nothing to index"
         )
     ids = np.arange(len(rows), dtype=np.int64) if ids is None else as_ids(ids, len(rows))
-    table = as_table(store_metadata(source, side) if metadata is None else metadata, len(rows))
+    given = as_table(store_metadata(source, side) if metadata is None else metadata, len(rows))
     fingerprint, name = whose(source, encoder)
     if is_store(queries):
         refuse_foreign(fingerprint, queries.fingerprint, "the query store")
     resolved = load_recipe(recipe, len(rows))
-    shape = (resolved["build"]["kind"], len(rows), rows.dim)
-    check_memory(len(rows) * 4 * rows.dim, most_bytes, *shape)  # before the work, where it can be told
-    asked = pick_queries(source, rows, side, queries)
-    kind = _fill(resolved["build"], rows, ids)
-    measured = _measure(kind, ids, rows, asked, resolved["search"], recall, most_seconds)
-    head = {
-        "format": FORMAT,
-        "version": VERSION,
-        "generation": 1,
-        "recipe": resolved,
-        "metric": "cosine",
-        "scores": "exact",
-        "side": side,
-        "dim": rows.dim,
-        "next_id": int(ids.max()) + 1,
-        "fingerprint": fingerprint,
-        "encoder": name,
-        **measured,
-    }
-    with whole_folder(out) as folder:
-        write_generation(folder, head, kind, ids, table)
-        check_memory(sum(path.stat().st_size for path in folder.glob("*.faiss")), most_bytes, *shape)
-
-
-def store_metadata(source: Any, side: str) -> Any:
-    """The metadata that a store has for a side; None for plain vectors."""
-    if not is_store(source):
-        return None
-    return source.metadata() if side == "image" else source.text_metadata()
-
-
-def whose(source: Any, encoder: Any) -> tuple[str | None, str | None]:
-    """(fingerprint, name or path) of the encoder: the store's, or the one given; ValueError where they differ."""
-    theirs = (source.fingerprint, source.encoder) if is_store(source) else (None, None)
-    if encoder is None:
-        return theirs
-    given = fingerprint_of(encoder)
-    refuse_foreign(theirs[0], given, "the encoder given")
-    path = getattr(encoder, "path", None)
-    return given, theirs[1] if path is None else str(path)
-
-
-def fingerprint_of(encoder: Any) -> str:
-    """The fingerprint that `encoder` is, or has."""
-    fingerprint = encoder if isinstance(encoder, str) else getattr(encoder, "fingerprint", None)
-    if not isinstance(fingerprint, str) or not fingerprint:
-        raise ValueError(f"encoder={encoder!r} has no fingerprint; give an encoder or its fingerprint")
-    return fingerprint
-
-
-def refuse_foreign(ours: str | None, theirs: str | None, name: str) -> None:
-    """ValueError when both fingerprints are known and differ: their cosines would mean nothing."""
-    if ours is not None and theirs is not None and ours != theirs:
-        raise ValueError(
-            f"{name} has fingerprint {theirs[:12]}…, the vectors are from {ours[:12]}…; "
-            "use the encoder that embedded them, or embed and build again with this one"
+    with making(out) as (work, folder):
+        asked = Asked(
+            rows,
+            ids,
+            given,
+            pick_queries(source, rows, side, queries),
+            recall,
+            most_bytes,
+            most_seconds,
+            source_files(source, side) if is_store(source) else None,
+            kept_dtype(rows),
+            work,
         )
+        whole_recipe, kind, measured, choice = _build(asked, resolved)
+        head = {
+            "format": FORMAT,
+            "version": VERSION,
+            "generation": 1,
+            "next_segment": 2,
+            "recipe": whole_recipe,
+            "metric": "cosine",
+            "side": side,
+            "dim": rows.dim,
+            "next_id": int(ids.max()) + 1,
+            "fingerprint": fingerprint,
+            "encoder": name,
+            "source": str(source.folder.absolute()) if is_store(source) else None,
+            "mean": None if kind.mean is None else [float(value) for value in kind.mean],
+            "choice": choice,
+            **measured.record,
+        }
+        entry = _write(folder, asked, kind, measured)
+        check_memory(entry["files"]["index"]["bytes"], most_bytes, kind.name, len(rows), rows.dim)
+        commit(folder, {**head, "spread": entry["spread"]}, [entry])
 
 
-def _measure(
-    kind: Kind, ids: np.ndarray, rows: Rows, asked: Queries, search: dict, recall: float, most_seconds: float | None
-) -> dict[str, Any]:
-    """Choose the setting, store it in the FAISS index; what the manifest says of it, of recall and of time."""
-    setting, record = None, {"k": K, "target": recall, "value": 1.0, "queries": "none: every row is compared"}
-    if kind.knob:
-        setting, record = tune(kind, ids, rows, asked, kind.knob, search[kind.knob], recall)
-    kind.keep_setting(setting)
-    times = measure_latency(kind, ids, asked.rows, setting)
-    check_latency(times["single_ms"] / 1e3, most_seconds, kind.name, f" at {kind.knob} {setting}" if kind.knob else "")
-    return {
-        "search": {kind.knob: setting} if kind.knob else {},
-        "results": "approximate" if kind.knob else "exact",
-        "ann_recall": record,
-        "latency": times,
-    }
+def _build(asked: Asked, recipe: dict[str, Any]) -> tuple[dict[str, Any], Kind, Measured, list[dict[str, Any]] | None]:
+    """(recipe, kind, what was measured, auto's table) of the index that reaches what is asked."""
+    if recipe["build"]["kind"] != "auto":
+        return recipe, *_one(asked, recipe), None
+    candidates = _candidates(asked, recipe)
+    exact_fits = any(one["recipe"] == "flat" and one["order"] is not None for one in candidates)
+    best: tuple[dict[str, Any], Kind, Measured] | None = None
+    last: OutOfReach | None = None
+    for one in sorted((one for one in candidates if one["order"] is not None), key=lambda one: one["order"]):
+        if best is not None and (one["guessed"] or best[2].cost <= DISAPPOINTS * _estimate(one)):
+            continue
+        chosen = load_recipe(one["recipe"], len(asked.rows))
+        sys.stderr.write(f"index: building {one['recipe']}\n")
+        try:
+            kind, measured = _one(asked, chosen)
+            if exact_fits and chosen["search"]:
+                refuse_slower_than_exact(measured, asked.rows, asked.queries)
+        except OutOfReach as error:
+            one["reason"], last = f"built in full: {error}", error
+            continue
+        one["measured"] = {how: measured.latency[how] for how in ("single_ms", "batch_ms_per_query")}
+        if best is None or measured.cost < best[2].cost:
+            best = {**chosen, "asked": recipe["name"]}, kind, measured
+    if best is None:
+        raise ValueError(str(last)) from last
+    return *best, [{**one, "chosen": one["recipe"] == best[0]["name"]} for one in candidates]
 
 
-def _fill(build: dict[str, Any], rows: Rows, ids: np.ndarray) -> Kind:
-    """Train where the kind trains, then add all rows by the block."""
-    mean = _mean(rows) if build.get("centred") else None
-    sample = _sample(rows, build) if "nlist" in build else None
-    kind = KINDS[build["kind"]].new(build, rows.dim, mean, sample)
-    with tqdm(total=len(rows), unit="row", unit_scale=True, desc="index", disable=None) as bar:
-        for first, block in unit_blocks(rows):
-            kind.add(block, ids[first : first + len(block)])
-            bar.update(len(block))
-    return kind
+def _estimate(candidate: dict[str, Any]) -> float:
+    """A candidate's cost as its trials have it; see `Measured.cost`."""
+    return math.sqrt(candidate["single_ms"] * candidate["batch_ms"])
 
 
-def _mean(rows: Rows) -> np.ndarray:
-    """(D,) float32 mean of all rows, summed in float64."""
-    total = np.zeros(rows.dim)
-    for _, block in unit_blocks(rows):
-        total += block.sum(axis=0, dtype=np.float64)
-    return (total / len(rows)).astype(np.float32)
+def _candidates(asked: Asked, recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    """auto's table, as JSON; kept while the build is under way, since another day's timings may choose otherwise."""
+    kept = asked.work / "choice.json"
+    resumes = len(asked.rows) > PART
+    key = [source_key(asked.rows), recipe, asked.recall, asked.memory, asked.latency]
+    if resumes and kept.exists():
+        try:
+            there = read_json(kept)
+            if there["asked"] == key:
+                return there["candidates"]
+        except (ValueError, KeyError, TypeError):
+            pass  # half a file of a killed build: chosen again
+    chosen = choose(asked.rows, asked.queries, recipe, asked.recall, asked.memory, asked.latency, rerank=True)
+    sys.stderr.write(table(chosen) + "\n")
+    candidates = as_json(chosen)
+    if resumes:
+        asked.work.mkdir(parents=True, exist_ok=True)
+        write_json(kept, {"asked": key, "candidates": candidates})
+    return candidates
 
 
-def _sample(rows: Rows, build: dict[str, Any]) -> np.ndarray:
-    """Rows to train centroids on: random, never the first ones, which may all be of one kind."""
-    count = min(len(rows), build["nlist"] * build["train_rows_per_list"])
-    chosen = np.sort(np.random.default_rng(build["seed"]).permutation(len(rows))[: max(count, build["nlist"])])
-    return unit_rows(rows.take(chosen), "vectors", numbers=chosen)
+def _one(asked: Asked, recipe: dict[str, Any]) -> tuple[Kind, Measured]:
+    """Fill, measure without the held-out rows, then add those."""
+    build, rows, held = recipe["build"], asked.rows, asked.queries.held
+    needed = KINDS[build["kind"]].bytes_needed(build, len(rows), rows.dim)
+    check_memory(needed, asked.memory, recipe["name"], len(rows), rows.dim)  # before the work
+    if "nprobe" not in recipe["search"] and "efSearch" not in recipe["search"]:
+        held = None  # exact: nothing to measure, nothing to hold out
+    kind = fill(build, rows, asked.ids, asked.work, skip=held)
+    measured = measure(kind, recipe, rows, asked.ids, asked.queries, asked.recall)
+    check_latency(measured.latency["single_ms"] / 1e3, asked.latency, recipe["name"], measured.setting)
+    if held is not None:
+        for start in range(0, len(held), 1 << 16):
+            some = held[start : start + (1 << 16)]
+            kind.add(unit_rows(rows.take(some), "vectors", numbers=some), asked.ids[some])
+    kind.keep_setting(measured.setting)
+    return kind, measured
+
+
+def _write(folder: Path, asked: Asked, kind: Kind, measured: Measured) -> dict[str, Any]:
+    """The one segment of a new index. Codes that are scored again keep their rows, or know the store's files."""
+    rerank = "rerank" in measured.setting
+    blocks = asked.rows.blocks() if rerank and not asked.files else None
+    store = identity(asked.files) if rerank and asked.files else None
+    return write_segment(
+        folder, 1, kind, asked.ids, asked.metadata, blocks, asked.dtype, store, spread(kind, asked.rows)
+    )

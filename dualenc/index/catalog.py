@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dualenc.index.hits import group_numbers
+from dualenc.index.kinds import Allowed
+from dualenc.index.segment import Segment
 from dualenc.index.where import Where
+
+FILTERS = 16  # kept ready for the next search with the same `where`
 
 
 def as_table(metadata: Any, rows: int) -> pa.Table | None:
@@ -41,14 +48,17 @@ def _from_dicts(metadata: list[dict[str, Any]]) -> pa.Table:
         raise ValueError(f"metadata mixes types in one column: {str(error).splitlines()[0]}") from error
 
 
-def join(old: pa.Table | None, old_rows: int, new: pa.Table | None, new_rows: int) -> pa.Table | None:
-    """Metadata of old rows, then new ones; a column that one of them lacks is null there. ValueError if types clash."""
-    if old is None and new is None:
+def join(parts: list[tuple[pa.Table | None, int]]) -> pa.Table | None:
+    """(metadata, rows) of several parts as one table, in order; a column that a part lacks is null there.
+
+    ValueError: one column has types that do not go together.
+    """
+    schemas = [table.schema for table, _ in parts if table is not None]
+    if not schemas:
         return None
-    old = _nulls(new.schema, old_rows) if old is None else old  # type: ignore[union-attr]
-    new = _nulls(old.schema, new_rows) if new is None else new
+    tables = [_nulls(schemas[0], rows) if table is None else table for table, rows in parts]
     try:
-        return pa.concat_tables([old, new], promote_options="permissive")
+        return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise ValueError(f"metadata does not fit the index's columns: {str(error).splitlines()[0]}") from error
 
@@ -57,64 +67,119 @@ def _nulls(schema: pa.Schema, rows: int) -> pa.Table:
     return pa.table({field.name: pa.nulls(rows, field.type) for field in schema})
 
 
-class Catalog:
-    """Ids and metadata as one generation of an index holds them. Files are opened at once and read when first needed,
-    so that a writer who replaces them takes nothing from a reader."""
+class MetadataFile:
+    """One segment's metadata: opened at once, so that a writer who replaces it takes nothing from a reader, read late."""
 
-    def __init__(self, ids: Path, metadata: Path | None):
-        try:
-            self.ids: np.ndarray = np.load(ids, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{ids} does not open ({error}); restore it or build the index again") from error
-        if self.ids.ndim != 1 or self.ids.dtype != np.int64:
-            raise ValueError(f"{ids} holds {self.ids.dtype} {self.ids.shape}, not int64 (rows,); restore it")
-        self._path = metadata
-        self._map = None if metadata is None else pa.memory_map(str(metadata))
+    def __init__(self, path: Path, rows: int):
+        self._path, self._rows, self._map = path, rows, pa.memory_map(str(path))
 
     @cached_property
-    def metadata(self) -> pa.Table | None:
-        """All metadata, in row order; None for an index that was given none."""
-        if self._map is None:
-            return None
+    def table(self) -> pa.Table:
+        """All rows, the removed ones included."""
         try:
             table = pq.ParquetFile(self._map).read()
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{self._path} does not open ({reason}); restore it or build the index again") from error
-        if table.num_rows != len(self.ids):
-            raise ValueError(
-                f"{self._path} has {table.num_rows} rows for {len(self.ids)} ids; restore it or build again"
-            )
+        if table.num_rows != self._rows:
+            raise ValueError(f"{self._path} has {table.num_rows} rows for {self._rows} ids; restore it or build again")
         return table
+
+
+class Catalog:
+    """Ids and metadata of one generation, over all segments. A row of it is one that was not removed, in order."""
+
+    def __init__(self, segments: list[Segment], files: list[MetadataFile | None]):
+        self.segments, self.files = segments, files
+        self.starts = np.cumsum([0] + [segment.live for segment in segments])
+        self._filters: OrderedDict[str, list[Allowed]] = OrderedDict()
+        self._groups: dict[str, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """(N,) int64: the id of each row."""
+        parts = [
+            np.asarray(segment.ids) if not len(segment.removed) else np.asarray(segment.ids)[segment.alive]
+            for segment in self.segments
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def part(self, place: int) -> pa.Table | None:
+        """Metadata of a segment's rows that were not removed."""
+        file, segment = self.files[place], self.segments[place]
+        if file is None:
+            return None
+        return file.table.take(pa.array(segment.alive)) if len(segment.removed) else file.table
+
+    @cached_property
+    def metadata(self) -> pa.Table | None:
+        """All metadata, in row order; None for an index that was given none."""
+        return join([(self.part(place), segment.live) for place, segment in enumerate(self.segments)])
 
     @cached_property
     def where(self) -> Where:
         """Filters over metadata, and over `id` where no column of metadata has that name."""
-        table, ids = self.metadata, pa.array(np.asarray(self.ids))
+        table, ids = self.metadata, pa.array(self.ids)
         if table is None:
             return Where(pa.table({"id": ids}))
         named = any(name.lower() == "id" for name in table.column_names)  # SQL's names know no case
         return Where(table if named else table.append_column("id", ids))
 
+    def allowed(self, where: str) -> list[Allowed]:
+        """What each segment may find under a filter. The last few are kept, with what searches made of them."""
+        with self._lock:
+            if where in self._filters:
+                self._filters.move_to_end(where)
+                return self._filters[where]
+        mask = self.where.mask(where)
+        parts = [
+            segment.allow(mask[start:stop])
+            for segment, start, stop in zip(self.segments, self.starts[:-1], self.starts[1:], strict=True)
+        ]
+        with self._lock:
+            self._filters[where] = parts
+            while len(self._filters) > FILTERS:
+                self._filters.popitem(last=False)
+        return parts
+
+    def column_groups(self, column: str) -> np.ndarray:
+        """(N,) int64: a number for each value of a metadata column, -1 for nulls; kept for the next search."""
+        if column not in self._groups:
+            table = self.metadata
+            if table is None or column not in table.column_names:
+                have = "there is none" if table is None else ", ".join(table.column_names)
+                raise ValueError(f"group_by={column!r} is no column of the metadata ({have})")
+            self._groups[column] = group_numbers(table[column])
+        return self._groups[column]
+
     def find(self, ids: np.ndarray) -> np.ndarray:
         """Row number of each id (n,), -1 where the index has no such id."""
-        order, ordered = self._order
-        if not len(ordered):
-            return np.full(len(ids), -1, np.int64)
-        place = np.minimum(np.searchsorted(ordered, ids), len(ordered) - 1)
-        return np.where(ordered[place] == ids, place if order is None else order[place], -1)
+        found = np.full(ids.shape, -1, np.int64)
+        for segment, start in zip(self.segments, self.starts[:-1], strict=True):
+            row = segment.find(ids)
+            if len(segment.removed):
+                place = np.searchsorted(segment.removed, row)
+                gone = segment.removed[np.minimum(place, len(segment.removed) - 1)] == row
+                row = np.where(gone | (row < 0), -1, row - place)
+            found = np.where(row >= 0, row + start, found)
+        return found
 
-    @cached_property
-    def _order(self) -> tuple[np.ndarray | None, np.ndarray]:
-        """(argsort, sorted ids); the argsort is None where ids rise as they are."""
-        ids = np.asarray(self.ids)
-        if (ids[1:] > ids[:-1]).all():
-            return None, ids
-        order = np.argsort(ids)
-        return order, ids[order]
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """(n, D) unit float32: the original vectors of rows by number, in the order given."""
+        owner = np.searchsorted(self.starts, rows, side="right") - 1
+        taken = np.empty((len(rows), self.segments[0].kind.dim), np.float32)
+        for place in np.unique(owner):
+            here = owner == place
+            segment = self.segments[place]
+            taken[here] = segment.take(segment.alive[rows[here] - self.starts[place]])
+        return taken
 
-    def of(self, ids: Any) -> pa.Table:
-        """Metadata of ids, in the order given; the ids alone where there is none. ValueError: an unknown id, or -1."""
+    def known(self, ids: Any) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, row numbers) of ids that must be there. ValueError: an unknown id, or -1."""
         wanted = np.asarray(ids).ravel()
         if wanted.size and wanted.dtype.kind not in "iu":
             raise ValueError(f"ids have dtype {wanted.dtype}; give whole numbers")
@@ -123,5 +188,10 @@ class Catalog:
             raise ValueError(f"id {wanted.min()} stands for 'nothing found'; leave it out: ids[ids >= 0]")
         rows = self.find(wanted)
         if (rows < 0).any():
-            raise ValueError(f"id {wanted[rows < 0][0]} is not in the index of {len(self.ids)} rows")
+            raise ValueError(f"id {wanted[rows < 0][0]} is not in the index of {len(self)} rows")
+        return wanted, rows
+
+    def of(self, ids: Any) -> pa.Table:
+        """Metadata of ids, in the order given; the ids alone where there is none. ValueError: an unknown id, or -1."""
+        wanted, rows = self.known(ids)
         return pa.table({"id": wanted}) if self.metadata is None else self.metadata.take(pa.array(rows))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from dualenc.index.build import build, fingerprint_of
-from dualenc.index.change import add_rows, remove_rows
+from dualenc.index.build import build
+from dualenc.index.change import add_rows, compact, remove_rows
 from dualenc.index.generation import Generation, open_generation
-from dualenc.index.manifest import check_files, read_manifest
-from dualenc.index.vectors import as_queries
+from dualenc.index.hits import page
+from dualenc.index.neighbours import write_graph
+from dualenc.index.retune import Gallery, tune_index
+from dualenc.index.segment import search_segments
+from dualenc.index.vectors import Rows, as_queries
+from dualenc.index.whose import fingerprint_of
 
 
 class Index:
@@ -43,10 +48,13 @@ class Index:
 
         vectors_or_store: array, memory map or open store. ids: int64 of at least 0, each once; default 0 .. N-1.
         metadata: pyarrow.Table or list of dicts, one row each; default the store's. recipe: a shipped name, a path or
-        a dict (`load_recipe`). recall: the ANN recall@10 to reach, at the least cost, on `queries` (array or store),
-        else on the store's other side, else on rows of the index itself; the manifest says which.
+        a dict (`load_recipe`); "auto" takes the cheapest kind that trial builds show to reach the rest. recall: the
+        ANN recall@10 that the index must reach on `queries` (array or store), else on the store's other side, else on
+        rows that are held out of the index until it is measured: the lower 95 % bootstrap bound of its mean.
         memory: most bytes of the FAISS file (2_000_000_000 or "2GB"). latency: most seconds for one query (0.005 or
-        "5ms"). encoder: fingerprint, or what has .fingerprint, for vectors that come without a store.
+        "5ms"). encoder: fingerprint, or what has .fingerprint, for vectors that come without a store. FAISS's threads are
+        as they are; `with pools(n):` around it sets them.
+        A build that was killed goes on where it was when it is called again.
         ValueError: unfit input, or recall, memory or latency out of reach, with the best that can be had.
         FileExistsError: `out` holds something.
         """
@@ -68,16 +76,31 @@ class Index:
 
         where: an SQL expression over metadata; only rows for which it is true are found. Fewer than k such rows: id -1
         and score -inf at the end. encoder: whose queries these are (fingerprint, or what has .fingerprint).
-        ValueError: another encoder's, another D, not unit, or an expression that DuckDB refuses.
+        ValueError: another encoder's, another D, not unit, or an expression that is refused.
         """
-        now = self._now
-        if encoder is not None:
-            self._refuse_foreign(fingerprint_of(encoder))
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-            raise ValueError(f"k={k!r}; ask for a whole number of rows, 1 or more")
-        rows = as_queries(queries, now.manifest["dim"])
-        mask = None if where is None else now.catalog.where.mask(where)
-        return now.kind.search(rows, int(k), now.setting, np.asarray(now.catalog.ids), mask)
+        return self._searcher(where, encoder)(self._queries(queries), _count(k))
+
+    def page(
+        self,
+        queries: Any,
+        k: int = 10,
+        where: str | None = None,
+        encoder: Any = None,
+        offset: int = 0,
+        threshold: float | None = None,
+        group_by: str | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`search`, from the hit with number `offset` on, above a threshold, one for each group.
+
+        offset: how many of the best to leave out (the next page). threshold: only cosines of at least this. group_by: a
+        column of the metadata of which each value is found once, with its best row (rows without a value: all).
+        ValueError: as `search`, or an unknown column.
+        """
+        catalog = self._now.catalog
+        numbers = None if group_by is None else catalog.column_groups(group_by)
+        groups = None if numbers is None else lambda ids: numbers[catalog.find(ids)]
+        search = self._searcher(where, encoder)
+        return page(search, self._queries(queries), _count(k), len(self), offset, threshold, groups)
 
     def rows(self, ids: Any) -> pa.Table:
         """Metadata of these ids, in their order; a table of `id` alone where the index has no metadata.
@@ -86,20 +109,67 @@ class Index:
         """
         return self._now.catalog.of(ids)
 
+    def vectors(self, ids: Any) -> np.ndarray:
+        """(n, D) float32: the unit rows with these ids, as they were given.
+
+        ValueError: an id that is not in the index, or an index that holds codes and no original rows.
+        """
+        return self._now.catalog.vectors(self._now.catalog.known(ids)[1])
+
     def add(self, vectors: Any, ids: Any = None, metadata: Any = None) -> None:
         """Add unit rows (array or store), all or none; default ids follow the highest ever used.
 
-        Columns that the index has and `metadata` lacks, or the other way round, are null. The setting and the recall
-        in the manifest stay those of the build. ValueError: unfit input or an id that is there already;
-        BlockingIOError: another writer is at work.
+        Columns that the index has and `metadata` lacks, or the other way round, are null. The setting and the recall in
+        the manifest stay those of the build (`tune` measures again). ValueError: unfit input or an id that is there
+        already; BlockingIOError: another writer is at work.
         """
         add_rows(self.folder, vectors, ids, metadata)
+        self._now = open_generation(self.folder)
+
+    def upsert(self, vectors: Any, metadata: Any = None) -> None:
+        """Add unit rows as `add` does; a row whose `key` is in the index replaces that one and keeps its id."""
+        add_rows(self.folder, vectors, None, metadata, upsert=True)
         self._now = open_generation(self.folder)
 
     def remove(self, ids: Any) -> None:
         """Take the rows with these ids out, all or none. ValueError: an id that is not there."""
         remove_rows(self.folder, ids)
         self._now = open_generation(self.folder)
+
+    def compact(self) -> None:
+        """Write one segment of all, without what was removed: the smallest and quickest form of the same rows."""
+        compact(self.folder)
+        self._now = open_generation(self.folder)
+
+    def tune(
+        self, queries: Any = None, recall: float | None = None, latency: float | str | None = None
+    ) -> dict[str, Any]:
+        """Choose the search setting again, by measuring, without building again; what the manifest then says of it.
+
+        queries, recall, latency: as in `build`; recall: default the build's. Without queries, rows of the index are left
+        out while it is measured (not of a graph, which leads to each of its own rows).
+        ValueError: out of reach, with the best that can be had, or original rows that nobody has.
+        """
+        record = tune_index(self.folder, queries, recall, latency)
+        self._now = open_generation(self.folder)
+        return record
+
+    def ids_where(self, where: str) -> np.ndarray:
+        """(n,) int64: the ids of the rows for which an SQL expression over metadata is true, in row order."""
+        return self._now.catalog.ids[self._now.catalog.where.mask(where)]
+
+    def neighbours(self, out: str | Path, k: int = 10) -> None:
+        """Write the graph of each row's k nearest other rows (`write_graph`) as a parquet file."""
+        write_graph(self.search, Gallery(self._now.catalog), self._now.catalog.ids, k, Path(out))
+
+    def gallery(self) -> Rows:
+        """The original rows, in row order, by the block or by number."""
+        return Gallery(self._now.catalog)
+
+    @property
+    def metadata(self) -> pa.Table | None:
+        """All metadata, in row order; None where the index has none."""
+        return self._now.catalog.metadata
 
     def __len__(self) -> int:
         return self._now.manifest["rows"]
@@ -129,6 +199,16 @@ class Index:
         """That encoder's name or path; None where nobody said."""
         return self.manifest["encoder"]
 
+    def _queries(self, queries: Any) -> np.ndarray:
+        return as_queries(queries, self.dim)
+
+    def _searcher(self, where: str | None, encoder: Any) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
+        now = self._now
+        if encoder is not None:
+            self._refuse_foreign(fingerprint_of(encoder))
+        allowed = None if where is None else now.catalog.allowed(where)
+        return lambda queries, k: search_segments(now.segments, queries, k, now.setting, allowed)
+
     def _refuse_foreign(self, fingerprint: str) -> None:
         if self.fingerprint is not None and fingerprint != self.fingerprint:
             raise ValueError(
@@ -137,16 +217,7 @@ class Index:
             )
 
 
-def info(folder: str | Path, verify: bool = False) -> dict[str, Any]:
-    """What an index is, from its manifest (without the mean's numbers); verify: hash every file first."""
-    folder = Path(folder)
-    manifest = read_manifest(folder)
-    check_files(folder, manifest, verify)
-    size = sum(entry["bytes"] for entry in manifest["files"].values())
-    centred = manifest["mean"] is not None
-    return {
-        "folder": str(folder),
-        **manifest,
-        "mean": "taken from the vectors" if centred else None,
-        "bytes_on_disk": size,
-    }
+def _count(k: Any) -> int:
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise ValueError(f"k={k!r}; ask for a whole number of rows, 1 or more")
+    return int(k)

@@ -15,8 +15,11 @@ import pyarrow as pa
 from dualenc import __version__
 from dualenc.files import read_json, sha256, whole_file
 
-NAME, FORMAT, VERSION = "manifest.json", "dualenc-index", 1
-_NEEDED = ["generation", "recipe", "search", "rows", "tombstones", "dim", "next_id", "files", "fingerprint", "mean"]
+NAME, FORMAT, VERSION = "manifest.json", "dualenc-index", 2
+_NEEDED = [
+    *("generation", "recipe", "search", "rows", "tombstones", "dim"),
+    *("next_id", "next_segment", "segments", "fingerprint", "mean"),
+]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -31,7 +34,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is not an index: its {NAME} is another program's or a store's")
     if manifest.get("version") != VERSION:
         theirs = manifest.get("version")
-        raise ValueError(f"{path}: index version {theirs}, this dualenc reads {VERSION}; update dualenc")
+        cure = "build the index again" if isinstance(theirs, int) and theirs < VERSION else "update dualenc"
+        raise ValueError(f"{path}: index version {theirs}, this dualenc reads {VERSION}; {cure}")
     try:
         whole = manifest.pop("checksum", None) == _checksum(manifest)
     except ValueError:  # a number that is none
@@ -49,7 +53,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 def check_files(folder: Path, manifest: dict[str, Any], verify: bool = False) -> None:
     """Every file of the manifest is there, as long as it was; verify: and hashes to what it did."""
-    for entry in manifest["files"].values():
+    for entry in (file for segment in manifest["segments"] for file in segment["files"].values()):
         path = folder / Path(entry["name"]).name  # a name from a file that anybody may have written: never a way out
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing from the index; restore it or build the index again")

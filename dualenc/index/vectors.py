@@ -7,8 +7,28 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dualenc.index.npy import BLOCK, NpyRows, check_identity, identity, source_files, stored
+
+__all__ = [
+    "BLOCK",
+    "UNIT",
+    "Array",
+    "NpyRows",
+    "Rows",
+    "as_ids",
+    "as_queries",
+    "as_rows",
+    "check_identity",
+    "identity",
+    "is_store",
+    "kept_dtype",
+    "source_files",
+    "stored",
+    "unit_blocks",
+    "unit_rows",
+]
+
 UNIT = 5e-3  # a row is unit when | ||x|| - 1 | is at most this: float16 rounding stays far below
-BLOCK = 65_536  # rows handed on at once: 128 MiB of float32 at D = 512
 
 
 class Rows(Protocol):
@@ -29,7 +49,7 @@ class Array:
     """An (N, D) array or memory map as `Rows`; nothing is copied before a block is asked for."""
 
     def __init__(self, array: np.ndarray):
-        self._array, self.dim = array, array.shape[1]
+        self._array, self.dim, self.dtype = array, array.shape[1], array.dtype
 
     def __len__(self) -> int:
         return len(self._array)
@@ -67,6 +87,12 @@ def as_rows(source: Any, side: str = "image", name: str = "vectors") -> Rows:
     if array.ndim != 2 or not array.shape[1]:
         raise ValueError(f"{name} has shape {array.shape}; give (rows, D)")
     return Array(array)
+
+
+def kept_dtype(rows: Rows) -> str:
+    """What original rows are kept as: float16 where all of them are float16, else float32."""
+    types = {part.dtype for part in getattr(rows, "parts", [])} or {getattr(rows, "dtype", None)}
+    return "float16" if types == {np.dtype(np.float16)} else "float32"
 
 
 def unit_rows(block: np.ndarray, name: str, first: int = 0, numbers: np.ndarray | None = None) -> np.ndarray:

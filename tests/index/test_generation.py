@@ -34,18 +34,41 @@ def test_the_files_of_a_new_index(folder):
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_any_flipped_byte_is_found_by_verify(folder, name):
-    path = folder / name
+def flipped(path: Path, reads, said: str, kind: type[Exception] = ValueError, places: int = 12) -> None:
+    """One byte after another is changed by a bit, at both ends and in between; each must be noticed."""
     whole = path.read_bytes()
-    places = np.random.default_rng(0).integers(0, len(whole), 40)
-    Index.open(folder, verify=True)
-    for place in places:
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        for read in (lambda: Index.open(folder, verify=True), lambda: info(folder, verify=True)):
-            with pytest.raises(ValueError, match=name) as error:
-                read()
-            assert "\n" not in str(error.value)
+    rng = np.random.default_rng(len(whole))
+    for place in {0, 1, len(whole) - 1, *rng.integers(0, len(whole), places).tolist()}:
+        for bit in (1, 128):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            for read in reads:
+                with pytest.raises(kind, match=said) as error:
+                    read()
+                assert "\n" not in str(error.value)
+    path.write_bytes(whole)
+
+
+def test_any_flipped_byte_of_any_file_is_found_by_verify(tmp_path, data, make_store):
+    """An index with every file there is: of three segments one has its rows in a store, two have them copied."""
+    store = make_store(tmp_path / "store", type(data)(data.images[:300], data.texts[:50]))
+    index = Index.build(store, tmp_path / "i", recipe="ivf_pq", recall=0.01)
+    index.add(data.images[300:310], metadata=[{"number": row} for row in range(10)])
+    index.remove([5, 300])
+    index.add(data.images[310:312])
+    folder = tmp_path / "i"
+    reads = (lambda: Index.open(folder, verify=True), lambda: info(folder, verify=True))
+    paths = sorted(path for path in folder.iterdir() if path.name != ".writer")
+    roles = ("index", "ids", "vectors", "removed", "metadata", "manifest")
+    assert {path.name.split(".")[0] for path in paths} == set(roles)
+    assert len(paths) == 13
+    for path in paths:
+        flipped(path, reads, path.name)
+    theirs = sorted((tmp_path / "store" / "img_emb").iterdir())
+    assert len(theirs) == 2
+    for path in theirs:
+        flipped(path, reads, path.name)
+    for read in reads:
+        read()
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -72,9 +95,10 @@ def test_what_is_no_index(tmp_path, made):
         with pytest.raises(ValueError, match="another program's or a store's"):
             Index.open(tmp_path)
     manifest = json.loads((made / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "version": 2}))
-    with pytest.raises(ValueError, match="index version 2, this dualenc reads 1"):
-        Index.open(tmp_path)
+    for version, cure in ((1, "build the index again"), (3, "update dualenc"), ("2", "update dualenc")):
+        (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "version": version}))
+        with pytest.raises(ValueError, match=f"index version {version}, this dualenc reads 2; {cure}"):
+            Index.open(tmp_path)
     for change in ({"rows": 5}, {"rows": float("inf")}, {"checksum": 5}):
         (tmp_path / "manifest.json").write_text(json.dumps({**manifest, **change}))
         with pytest.raises(ValueError, match="checksum does not fit"):
@@ -94,7 +118,14 @@ def swap_ids(folder: Path, ids) -> None:
     from dualenc.index.manifest import file_entry
 
     np.save(folder / FILES[1], ids)
-    resign(folder, lambda manifest: manifest["files"].update(ids=file_entry(folder / FILES[1])))
+    resign(folder, lambda manifest: manifest["segments"][0]["files"].update(ids=file_entry(folder / FILES[1])))
+
+
+def keep_removed(folder: Path, rows) -> None:
+    """A list of removed rows that somebody else wrote."""
+    entry = generation.read_manifest(folder)["segments"][0]
+    new = generation.write_removed(folder, entry, 2, np.array(rows))
+    resign(folder, lambda manifest: manifest.update(segments=[new]))
 
 
 @pytest.mark.parametrize(
@@ -102,14 +133,21 @@ def swap_ids(folder: Path, ids) -> None:
     [
         (lambda f: resign(f, lambda m: m.update(rows=299)), "has 300 ids for 299 rows"),
         (lambda f: resign(f, lambda m: m.update(dim=31)), "is not the FAISS index of 300 x 31"),
-        (lambda f: resign(f, lambda m: m.update(tombstones=1)), "is not the FAISS index of 301 x 32"),
+        (lambda f: resign(f, lambda m: m["segments"][0].update(rows=299)), "has 300 ids for 299 rows"),
+        (lambda f: swap_ids(f, np.arange(299)), "has 299 ids for 300 rows"),
+        (lambda f: keep_removed(f, [300]), "has 300 ids for 300 rows"),
+        (lambda f: keep_removed(f, [-1]), "has 300 ids for 300 rows"),
+        (lambda f: resign(f, lambda m: m.update(segments=[])), "kind 'ivf' is unknown"),
         (lambda f: resign(f, lambda m: m["recipe"]["build"].update(kind="scann")), "kind 'scann' is unknown"),
         (lambda f: resign(f, lambda m: m["recipe"]["build"].update(kind="hnsw")), "is not the FAISS index"),
         (lambda f: resign(f, lambda m: m["recipe"]["build"].update(nlist=3)), "the manifest says 3"),
         (lambda f: swap_ids(f, np.arange(300, dtype=np.int32)), "not int64"),
         (lambda f: swap_ids(f, np.arange(300).reshape(1, 300)), "not int64"),
         (lambda f: swap_ids(f, np.array([{}], object)), "does not open"),
-        (lambda f: resign(f, lambda m: m["files"]["index"].update(name="../../index.000001.faiss")), "nothing"),
+        (
+            lambda f: resign(f, lambda m: m["segments"][0]["files"]["index"].update(name="../../index.000001.faiss")),
+            "nothing",
+        ),
     ],
 )
 def test_files_that_contradict_the_manifest(folder, spoil, said):
@@ -129,6 +167,7 @@ def test_a_reader_beside_a_writer_takes_the_new_generation(folder, data, monkeyp
     def overtaken(*args):
         monkeypatch.setattr(generation, "check_files", check_files)
         writer.add(data.images[300:301])
+        writer.compact()
         check_files(*args)
 
     monkeypatch.setattr(generation, "check_files", overtaken)
@@ -140,6 +179,7 @@ def test_a_reader_keeps_what_it_opened(folder, data):
     before = reader.search(data.images[:20], 3)
     for _ in range(3):
         writer.remove(writer.ids[:90])
+        writer.compact()
     assert len(writer) == 30
     assert len(reader) == 300
     for mine, theirs in zip(reader.search(data.images[:20], 3), before, strict=True):
