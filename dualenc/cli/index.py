@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 from typing import Any
 
-from dualenc.cli.common import command, group, is_store, print_json
+from dualenc.cli.common import command, group
+from dualenc.cli.index_verbs import (
+    run_add,
+    run_adopt,
+    run_build,
+    run_compact,
+    run_duplicates,
+    run_info,
+    run_merge,
+    run_neighbours,
+    run_remove,
+    run_tune,
+)
 
 
 def register(commands: Any) -> None:
@@ -50,7 +60,7 @@ def _tune(verbs: Any) -> None:
         "choose an index's search setting again, by measuring, without building it again",
         "dualenc index tune runs/demo/index --recall 0.99 --queries runs/demo/store",
     )
-    parser.add_argument("index")
+    parser.add_argument("index", help="the index folder")
     parser.add_argument("--recall", type=float, help="ANN recall@10 to reach (default: what the build was asked for)")
     parser.add_argument("--latency", help="most time for one query, such as 5ms")
     _queries_option(parser)
@@ -68,7 +78,7 @@ def _info(verbs: Any) -> None:
     parser = command(
         verbs, "info", run_info, "what an index is, and whether it is whole", "dualenc index info runs/demo/index"
     )
-    parser.add_argument("index")
+    parser.add_argument("index", help="the index folder")
     parser.add_argument("--verify", action="store_true", help="hash every file")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     parser.add_argument("--plot", metavar="PNG", help="draw ANN recall against time per query")
@@ -82,7 +92,7 @@ def _add(verbs: Any) -> None:
         "add a store's rows to an index; searches that are open keep what they see",
         "dualenc index add runs/demo/index runs/new/store --upsert",
     )
-    parser.add_argument("index")
+    parser.add_argument("index", help="the index folder")
     parser.add_argument("store", help="embeddings by the same encoder")
     parser.add_argument("--upsert", action="store_true", help="replace rows whose key is there; they keep their ids")
     parser.add_argument("--normalise", action="store_true", help="divide each row of a plain folder by its length")
@@ -96,7 +106,7 @@ def _remove(verbs: Any) -> None:
         "remove rows by id or by condition",
         'dualenc index remove INDEX --where "width < 64"',
     )
-    parser.add_argument("index")
+    parser.add_argument("index", help="the index folder")
     parser.add_argument("ids", nargs="*", type=int, help="ids, as `dualenc search --json` shows them")
     parser.add_argument("--where", help="an SQL condition on the metadata; every row for which it is true goes")
 
@@ -105,9 +115,9 @@ def _merge(verbs: Any) -> None:
     parser = command(
         verbs, "merge", run_merge, "make one index of two", "dualenc index merge INDEX OTHER OUT --renumber"
     )
-    parser.add_argument("index")
-    parser.add_argument("other")
-    parser.add_argument("out")
+    parser.add_argument("index", help="the index folder")
+    parser.add_argument("other", help="the index whose rows come after the first's")
+    parser.add_argument("out", help="the folder of the new index")
     parser.add_argument("--renumber", action="store_true", help="raise the other's ids, where both number from 0")
 
 
@@ -119,7 +129,7 @@ def _compact(verbs: Any) -> None:
         "join what was added and drop what was removed, in one file",
         "dualenc index compact INDEX",
     )
-    parser.add_argument("index")
+    parser.add_argument("index", help="the index folder")
 
 
 def _duplicates(verbs: Any) -> None:
@@ -147,9 +157,9 @@ def _neighbours(verbs: Any) -> None:
         "write the graph of each row's k nearest rows",
         "dualenc index neighbours runs/demo/index -k 10 --out neighbours.parquet",
     )
-    parser.add_argument("index")
+    parser.add_argument("index", help="the index folder")
     parser.add_argument("-k", type=int, default=10, help="neighbours of a row (default 10)")
-    parser.add_argument("--out", metavar="PARQUET", required=True)
+    parser.add_argument("--out", metavar="PARQUET", required=True, help="lines of id, neighbour, rank and score")
 
 
 def _adopt(verbs: Any) -> None:
@@ -161,158 +171,8 @@ def _adopt(verbs: Any) -> None:
         "dualenc index adopt image.index OUT --metadata metadata --encoder ViT-B-32:openai",
     )
     parser.add_argument("file", help="the FAISS file")
-    parser.add_argument("out")
+    parser.add_argument("out", help="the folder of the new index")
     parser.add_argument("--metadata", metavar="FOLDER", help="parquet files, one row for each vector, in their order")
     parser.add_argument("--encoder", help="whose embeddings these are; its fingerprint is recorded")
     parser.add_argument("--store", help="the embeddings that were indexed: recall is then measured")
     parser.add_argument("--side", choices=("image", "text"), default="image", help="what is searched (default image)")
-
-
-def open_source(path: str, normalise: bool = False) -> Any:
-    """A store, or plain embeddings from anywhere."""
-    if is_store(path):
-        from dualenc.embed.store import open_store
-
-        return open_store(path)
-    from dualenc.index.folder import open_vectors
-
-    return open_vectors(path, normalise=normalise)
-
-
-def run_build(options: argparse.Namespace) -> int:
-    from dualenc.index.index import Index
-    from dualenc.index.pools import pools
-
-    names = ("recipe", "side", "recall", "memory", "latency")
-    queries = open_source(options.queries) if options.queries else None
-    source = open_source(options.store, options.normalise)
-    with pools(options.threads):
-        index = Index.build(source, options.out, queries=queries, **{name: getattr(options, name) for name in names})
-    _print_info(index.manifest)
-    sys.stdout.write(f"written to {options.out}\n")
-    return 0
-
-
-def run_tune(options: argparse.Namespace) -> int:
-    from dualenc.index.index import Index
-
-    index = Index.open(options.index)
-    source = index.manifest["source"]
-    if options.queries is None and source and is_store(source):  # the texts of the store that it was built from
-        store = open_source(source)
-        queries = store if len(store.side("text" if index.manifest["side"] == "image" else "image")) else None
-    else:
-        queries = open_source(options.queries) if options.queries else None
-    _print_info(index.tune(queries, options.recall, options.latency))
-    return 0
-
-
-def run_info(options: argparse.Namespace) -> int:
-    from dualenc.index.about import info
-    from dualenc.index.plot import plot_curve
-
-    about = info(options.index, verify=options.verify)
-    if options.json:
-        print_json(about)
-    else:
-        _print_info(about)
-    if options.plot:
-        plot_curve(about, options.plot)
-        sys.stderr.write(f"curve: {options.plot}\n")
-    return 0
-
-
-def _print_info(about: dict[str, Any], prefix: str = "") -> None:
-    for key, value in about.items():
-        if key in ("files", "versions", "segments", "choice"):  # for machines: --json has them
-            continue
-        if isinstance(value, dict):
-            _print_info(value, f"{prefix}{key}.")
-        elif not isinstance(value, list) and value is not None:
-            sys.stdout.write(f"  {prefix + key:24} {value}\n")
-
-
-def run_add(options: argparse.Namespace) -> int:
-    from dualenc.index.index import Index
-
-    index = Index.open(options.index)
-    before = len(index)
-    (index.upsert if options.upsert else index.add)(open_source(options.store, options.normalise))
-    sys.stdout.write(f"{options.index}: {before:,} rows, now {len(index):,}\n")
-    return 0
-
-
-def run_remove(options: argparse.Namespace) -> int:
-    from dualenc.index.index import Index
-
-    if bool(options.ids) == (options.where is not None):
-        raise ValueError("say what to remove: ids, or --where with a condition")
-    index = Index.open(options.index)
-    before = len(index)
-    index.remove(options.ids if options.where is None else index.ids_where(options.where))
-    sys.stdout.write(f"{options.index}: {before:,} rows, now {len(index):,}\n")
-    return 0
-
-
-def run_merge(options: argparse.Namespace) -> int:
-    from dualenc.index.merging import merge
-
-    merge(options.index, options.other, options.out, options.renumber)
-    sys.stdout.write(f"written to {options.out}\n")
-    return 0
-
-
-def run_compact(options: argparse.Namespace) -> int:
-    from dualenc.index.index import Index
-
-    index = Index.open(options.index)
-    before = index.manifest["bytes"]["index"]
-    index.compact()
-    sys.stdout.write(f"{options.index}: {before:,} bytes, now {index.manifest['bytes']['index']:,}\n")
-    return 0
-
-
-def run_duplicates(options: argparse.Namespace) -> int:
-    from dualenc.index.duplicates import near_duplicates, write_groups
-    from dualenc.index.index import Index
-
-    if (Path(options.index) / "manifest.json").exists() and not is_store(options.index):
-        index = Index.open(options.index)
-        rows, ids, table = index.gallery(), index.ids, index.metadata
-    else:
-        source = open_source(options.index)
-        rows, ids = source.side(options.side), None
-        table = source.metadata() if options.side == "image" else source.text_metadata()
-    found = near_duplicates(rows, options.threshold)
-    if options.out:
-        write_groups(found, ids, table, options.out)
-    about = found.summary()
-    if options.json:
-        print_json(about)
-    else:
-        _print_info(about)
-    return 0
-
-
-def run_neighbours(options: argparse.Namespace) -> int:
-    from dualenc.index.index import Index
-
-    index = Index.open(options.index)
-    index.neighbours(options.out, options.k)
-    sys.stdout.write(f"written to {options.out}\n")
-    return 0
-
-
-def run_adopt(options: argparse.Namespace) -> int:
-    from dualenc.index.adoption import adopt
-
-    encoder = None
-    if options.encoder:
-        from dualenc.model.encoder import DualEncoder
-
-        encoder = DualEncoder.load(options.encoder)
-    store = open_source(options.store) if options.store else None
-    index = adopt(options.file, options.out, options.metadata, encoder, store, options.side)
-    _print_info(index.manifest)
-    sys.stdout.write(f"written to {options.out}\n")
-    return 0

@@ -17,7 +17,7 @@ def register(commands: Any) -> None:
         "search an index by texts, images and rows of it, weighted, added and subtracted",
         'dualenc search runs/demo/index "a small red circle" -k 5 --grid hits.png',
     )
-    parser.add_argument("index")
+    parser.add_argument("index", help="the index folder")
     parser.add_argument(
         "query",
         nargs="?",

@@ -13,6 +13,6 @@ __getattr__, __all__ = lazy_names(
         "merge": "dualenc.index.merging",
         "near_duplicates": "dualenc.index.duplicates",
         "open_vectors": "dualenc.index.folder",
-        "pools": "dualenc.index.pools",
+        "pools": "dualenc.index.threads",
     },
 )

@@ -80,8 +80,7 @@ def _added(one: Generation, two: Generation, place: int, theirs: Draft) -> Draft
     if kind.joins:
         for ids, rows in theirs.originals():
             kind.add(unit_rows(rows, "the original rows"), ids)
-    keeps = None if one.segments[0].vectors is None else (theirs.keeps or "float32")
-    return replace(theirs, kind=kind, keeps=keeps, spread=None)
+    return replace(theirs, kind=kind, spread=None)
 
 
 def _raised(draft: Draft, offset: int) -> Draft:

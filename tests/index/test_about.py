@@ -135,3 +135,22 @@ def test_exact_search_is_never_stale(pool, tmp_path):
     index = Index.build(pool.images[:100], tmp_path / "i", recipe="flat")
     index.add(pool.images[100:900])
     assert info(index.folder)["advice"] is None
+
+
+@pytest.mark.parametrize(
+    ("segments", "said"),
+    [
+        ([(1000, 1.0)], False),
+        ([(1000, 1.19)], False),
+        ([(1000, 1.21)], True),  # joined: all are farther on average
+        ([(1000, 1.0), (100, 1.3)], False),
+        ([(1000, 1.0), (130, 1.19)], False),
+        ([(1000, 1.0), (130, 1.21)], True),  # more than a tenth, though the average is hardly higher
+        ([(1000, 1.0), (70, 1.3), (50, 1.3)], True),
+        ([(1000, 1.0), (50, 6.0)], True),
+        ([(1000, None), (500, None)], False),
+    ],
+)
+def test_when_centroids_no_longer_fit(segments, said):
+    entries = [{"rows": rows, "spread": None if spread is None else 0.4 * spread} for rows, spread in segments]
+    assert (about._drift({"spread": 0.4, "segments": entries}) is not None) == said

@@ -13,9 +13,9 @@ from dualenc.index import trial as trials
 from dualenc.index.candidate import Candidate, rank, size
 from dualenc.index.choose import as_json, choose, table
 from dualenc.index.kinds import KINDS
-from dualenc.index.pools import pools
 from dualenc.index.queries import Queries, pick_queries
 from dualenc.index.recipe import load_recipe
+from dualenc.index.threads import pools
 from dualenc.index.trial import Sample, Trial, attempt, build_seconds, power_law, straight_line
 from dualenc.index.vectors import Array
 from tests.index.conftest import unit

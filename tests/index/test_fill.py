@@ -16,7 +16,7 @@ from dualenc.files import sha256
 from dualenc.index import fill as module
 from dualenc.index.fill import fill, source_key
 from dualenc.index.kinds import KINDS
-from dualenc.index.pools import pools
+from dualenc.index.threads import pools
 from dualenc.index.vectors import Array
 from dualenc.index.work import keep, kept
 from tests.index.conftest import _make_data

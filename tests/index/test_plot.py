@@ -13,7 +13,14 @@ from dualenc.index.plot import plot_curve
 
 def manifest(points, chosen, **record):
     curve = [{"setting": setting, "recall": recall, "ms": ms} for setting, recall, ms in points]
-    measured = {"k": 10, "target": 0.95, "value": 0.96, "measured_on": 1000, "queries": "the store's texts", "rows": 1_234_567}
+    measured = {
+        "k": 10,
+        "target": 0.95,
+        "value": 0.96,
+        "measured_on": 1000,
+        "queries": "the store's texts",
+        "rows": 1_234_567,
+    }
     return {
         "recipe": {"name": "ivf_pq", "build": {"kind": "ivf"}},
         "rows": 1_234_999,

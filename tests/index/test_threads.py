@@ -9,7 +9,7 @@ import threading
 import faiss
 import pytest
 
-from dualenc.index.pools import pools
+from dualenc.index.threads import pools
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def test_it_holds_for_the_calling_thread_alone():
 TORCH = """
 import sys
 {first}
-from dualenc.index.pools import pools
+from dualenc.index.threads import pools
 {then}
 import faiss
 assert ("torch" in sys.modules) == {loaded}
