@@ -14,6 +14,7 @@ README = ROOT / "README.md"
 WAYS = {"text_to_image": "text→image", "image_to_text": "image→text"}
 BENCHMARKS = Path(__file__).parent / "README.md"
 DATA_BLOCK = re.compile(r"(<!-- data: .*? -->\n).*?(<!-- /data -->)", re.DOTALL)
+INDEX_BLOCK = re.compile(r"(<!-- index: .*? -->\n).*?(<!-- /index -->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- /results -->)", re.DOTALL)
 LINES = {
     "scenes": ("Scenes, built in", "1,000 held-out scenes"),
@@ -98,12 +99,28 @@ def data_table() -> str:
     return "\n".join([*rows, "", f"Measured by {'; '.join(notes)}."]) + "\n"
 
 
+def index_tables(text: str) -> dict[Path, str]:
+    """benchmarks/README.md, given what it says so far, and index/README.md, with what benchmarks/index.py measured."""
+    import index_kinds
+
+    import index
+
+    record = json.loads((RESULTS / "index.json").read_text())
+    recipes = index_kinds.README.read_text(encoding="utf-8")
+    return {
+        BENCHMARKS: INDEX_BLOCK.sub(lambda found: found[1] + index.markdown(record) + found[2], text),
+        index_kinds.README: index_kinds.BLOCK.sub(lambda found: found[1] + index_kinds.table() + found[2], recipes),
+    }
+
+
 def rendered() -> dict[Path, str]:
     """What each file that shows results should say."""
     texts = {README: BLOCK.sub(lambda found: found[1] + table() + found[2], README.read_text(encoding="utf-8"))}
     if (RESULTS / "data.json").exists():
         text = BENCHMARKS.read_text(encoding="utf-8")
         texts[BENCHMARKS] = DATA_BLOCK.sub(lambda found: found[1] + data_table() + found[2], text)
+    if (RESULTS / "index.json").exists():
+        texts |= index_tables(texts.get(BENCHMARKS) or BENCHMARKS.read_text(encoding="utf-8"))
     for name in LINES:
         record, config = RESULTS / f"line_{name}.json", ROOT / "configs" / f"{name}.yaml"
         if record.exists():

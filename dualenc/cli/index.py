@@ -174,5 +174,9 @@ def _adopt(verbs: Any) -> None:
     parser.add_argument("out", help="the folder of the new index")
     parser.add_argument("--metadata", metavar="FOLDER", help="parquet files, one row for each vector, in their order")
     parser.add_argument("--encoder", help="whose embeddings these are; its fingerprint is recorded")
-    parser.add_argument("--store", help="the embeddings that were indexed: recall is then measured")
+    parser.add_argument("--store", help="the embeddings that were indexed: recall is then measured on their texts")
+    parser.add_argument("--queries", metavar="STORE", help="measure recall on this store's texts instead")
+    parser.add_argument(
+        "--recall", type=float, help="choose a setting with this ANN recall@10 (default: the file's own)"
+    )
     parser.add_argument("--side", choices=("image", "text"), default="image", help="what is searched (default image)")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dualenc.cli.common import is_store, print_json
+from dualenc.files import refuse_existing
 
 
 def open_source(path: str, normalise: bool = False) -> Any:
@@ -51,6 +52,7 @@ def run_tune(options: argparse.Namespace) -> int:
 
 def run_info(options: argparse.Namespace) -> int:
     from dualenc.index.about import info
+    from dualenc.index.candidate import table
     from dualenc.index.plot import plot_curve
 
     about = info(options.index, verify=options.verify)
@@ -58,6 +60,8 @@ def run_info(options: argparse.Namespace) -> int:
         print_json(about)
     else:
         _print_info(about)
+        if about["choice"]:
+            sys.stdout.write(f"{table(about['choice'])}\n")
     if options.plot:
         plot_curve(about, options.plot)
         sys.stderr.write(f"curve: {options.plot}\n")
@@ -125,6 +129,8 @@ def run_duplicates(options: argparse.Namespace) -> int:
         source = open_source(options.index)
         rows, ids = source.side(options.side), None
         table = source.metadata() if options.side == "image" else source.text_metadata()
+    if options.out:
+        refuse_existing(Path(options.out))  # before the work
     found = near_duplicates(rows, options.threshold)
     if options.out:
         write_groups(found, ids, table, options.out)
@@ -154,7 +160,8 @@ def run_adopt(options: argparse.Namespace) -> int:
 
         encoder = DualEncoder.load(options.encoder)
     store = open_source(options.store) if options.store else None
-    index = adopt(options.file, options.out, options.metadata, encoder, store, options.side)
+    queries = open_source(options.queries) if options.queries else None
+    index = adopt(options.file, options.out, options.metadata, encoder, store, options.side, options.recall, queries)
     _print_info(index.manifest)
     sys.stdout.write(f"written to {options.out}\n")
     return 0

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from dualenc.index.generation import open_generation
-from dualenc.index.manifest import check_files, read_manifest
 
 FARTHER = 1.2  # added rows this much farther from their centroids than the built ones: the centroids no longer fit
 GROWN = 0.1  # share of rows that came since the recall was measured, or that are gone, before it is worth a word
@@ -15,10 +14,7 @@ GROWN = 0.1  # share of rows that came since the recall was measured, or that ar
 def info(folder: str | Path, verify: bool = False) -> dict[str, Any]:
     """What an index is, from its manifest (without the mean's numbers), and `advice`; verify: hash every file first."""
     folder = Path(folder)
-    if verify:
-        open_generation(folder, verify=True)  # the store's files that re-ranking reads are hashed as well
-    manifest = read_manifest(folder)
-    check_files(folder, manifest)
+    manifest = open_generation(folder, verify).manifest  # the store's files that re-ranking reads are checked as well
     files = [file for segment in manifest["segments"] for file in segment["files"].values()]
     return {
         "folder": str(folder),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from dualenc.index.index import Index
 from dualenc.index.kinds.adopted import Adopted
 from dualenc.index.lock import making
 from dualenc.index.manifest import FORMAT, VERSION
-from dualenc.index.measure import measure
+from dualenc.index.measure import Picked, measure
 from dualenc.index.queries import pick_queries
-from dualenc.index.vectors import BLOCK, as_ids, as_rows, is_store
+from dualenc.index.vectors import as_ids, as_rows, is_store
 from dualenc.index.whose import store_metadata, whose
 
 NOT_MEASURED = "nothing: the vectors were not given (--store measures it)"
@@ -91,35 +90,25 @@ def _measured(
     other = "text" if side == "image" else "image"
     if rows is None or (queries is None and not (is_store(store) and len(store.side(other)))):
         results = "approximate" if kind.knobs or not kind.exact else "exact"
-        record = {"k": 10, "target": recall, "value": None, "reason": NOT_MEASURED, "rows": kind.total}
+        reason = NOT_MEASURED if rows is None else "no queries: give some, or a store that has the other side"
+        if recall is not None:
+            raise ValueError(f"recall={recall} cannot be measured: {reason}")
+        record = {"k": 10, "target": None, "value": None, "reason": reason, "rows": kind.total}
         scores = "exact" if kind.exact else "approximate"
-        return {"search": kind.setting, "scores": scores, "results": results, "ann_recall": record}, kind.setting
+        return {
+            "search": kind.setting,
+            "scores": scores,
+            "results": results,
+            "ann_recall": record,
+            "latency": {},
+        }, kind.setting
     asked = pick_queries(store, rows, side, queries)
     ladders = _ladders(kind) if recall else {knob: [value] for knob, value in kind.setting.items()}
-    inside = rows if np.array_equal(ids, np.arange(len(ids))) else _Numbered(rows, ids)
+    if len(ids) and ids.max() >= len(rows):
+        raise ValueError(f"the index has id {ids.max()}, the store rows 0 to {len(rows) - 1}; give what was indexed")
+    inside = Picked(rows, ids)
     measured = measure(kind, {"search": ladders}, inside, ids, asked, recall or 1e-9)
     return measured.record, measured.setting
-
-
-class _Numbered:
-    """Rows in the order of an index's ids, which are their numbers."""
-
-    def __init__(self, rows: Any, ids: np.ndarray):
-        if len(ids) and ids.max() >= len(rows):
-            raise ValueError(
-                f"the index has id {ids.max()}, the store rows 0 to {len(rows) - 1}; give what was indexed"
-            )
-        self._rows, self._ids, self.dim = rows, ids, rows.dim
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def blocks(self, rows: int = BLOCK) -> Iterator[np.ndarray]:
-        for start in range(0, len(self), rows):
-            yield self._rows.take(self._ids[start : start + rows])
-
-    def take(self, rows: Any) -> np.ndarray:
-        return self._rows.take(self._ids[rows])
 
 
 def _ladders(kind: Adopted) -> dict[str, list[int]]:

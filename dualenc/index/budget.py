@@ -7,6 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+
+class OutOfReach(ValueError):
+    """Recall, memory or time out of reach; the message says the best that can be had."""
+
+
 _BYTES = {
     "b": 1,
     "kb": 10**3,
@@ -63,7 +68,7 @@ def check_latency(
     """ValueError when one query took longer than asked, in seconds. others: recipes that may be faster."""
     if latency is not None and measured > latency:
         at = f" at {in_words(setting)}" if setting else ""
-        raise ValueError(
+        raise OutOfReach(
             f"{recipe}{at} takes {measured * 1e3:.3g} ms for one query, above latency={latency * 1e3:.3g} ms; "
             f"ask for less recall or more time, or take {f'recipe {_either(others)}' if others else 'another recipe'}"
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from dualenc.index.segments import spread
 from dualenc.index.tune import OutOfReach
 from dualenc.index.vectors import Rows, as_ids, as_rows, identity, is_store, kept_dtype, source_files, unit_rows
 from dualenc.index.whose import refuse_foreign, store_metadata, whose
+from dualenc.index.work import OURS, clear
 
 DISAPPOINTS = 1.25  # times the estimate of the next candidate: built in full, that one may be better
 
@@ -43,6 +46,7 @@ class Asked:
     memory: int | None
     latency: float | None
     files: list[Path] | None  # the store's .npy files, where codes can be scored again from them
+    source: str | None  # what tells these rows from others, where a killed build is to go on
     dtype: str  # else: what the original rows are kept as
     work: Path  # where a build that is killed leaves what it has
 
@@ -79,16 +83,19 @@ def build(
     if is_store(queries):
         refuse_foreign(fingerprint, queries.fingerprint, "the query store")
     resolved = load_recipe(recipe, len(rows))
+    picked = pick_queries(source, rows, side, queries)
+    files = source_files(source, side) if is_store(source) else None
     with making(out) as (work, folder):
         asked = Asked(
             rows,
             ids,
             given,
-            pick_queries(source, rows, side, queries),
+            picked,
             recall,
             most_bytes,
             most_seconds,
-            source_files(source, side) if is_store(source) else None,
+            files,
+            _source(rows, files),
             kept_dtype(rows),
             work,
         )
@@ -121,7 +128,7 @@ def _build(asked: Asked, recipe: dict[str, Any]) -> tuple[dict[str, Any], Kind, 
         return recipe, *_one(asked, recipe), None
     candidates = _candidates(asked, recipe)
     exact_fits = any(one["recipe"] == "flat" and one["order"] is not None for one in candidates)
-    best: tuple[dict[str, Any], Kind, Measured] | None = None
+    best: tuple[dict[str, Any], Callable[[], Kind], Measured] | None = None
     last: OutOfReach | None = None
     for one in sorted((one for one in candidates if one["order"] is not None), key=lambda one: one["order"]):
         if best is not None and (one["guessed"] or best[2].cost <= DISAPPOINTS * _estimate(one)):
@@ -134,13 +141,25 @@ def _build(asked: Asked, recipe: dict[str, Any]) -> tuple[dict[str, Any], Kind, 
                 refuse_slower_than_exact(measured, asked.rows, asked.queries)
         except OutOfReach as error:
             one["reason"], last = f"built in full: {error}", error
+            clear(asked.work, *OURS)  # the next candidate is another build
             continue
+        clear(asked.work, *OURS)
         one["measured"] = {how: measured.latency[how] for how in ("single_ms", "batch_ms_per_query")}
         if best is None or measured.cost < best[2].cost:
-            best = {**chosen, "asked": recipe["name"]}, kind, measured
+            best = {**chosen, "asked": recipe["name"]}, _aside(kind, asked.work / "best.faiss"), measured
+        del kind  # two at once would take twice the memory
     if best is None:
         raise ValueError(str(last)) from last
-    return *best, [{**one, "chosen": one["recipe"] == best[0]["name"]} for one in candidates]
+    candidates = [{**one, "chosen": one["recipe"] == best[0]["name"]} for one in candidates]
+    sys.stderr.write(table(candidates) + "\n")
+    return best[0], best[1](), best[2], candidates
+
+
+def _aside(kind: Kind, path: Path) -> Callable[[], Kind]:
+    """Put an index on the disk; what takes it up again."""
+    kind.write(path)
+    read, build, dim, total, mean = type(kind).read, kind.build, kind.dim, kind.total, kind.mean
+    return lambda: read(path, build, dim, total, mean, mapped=False)
 
 
 def _estimate(candidate: dict[str, Any]) -> float:
@@ -152,7 +171,8 @@ def _candidates(asked: Asked, recipe: dict[str, Any]) -> list[dict[str, Any]]:
     """auto's table, as JSON; kept while the build is under way, since another day's timings may choose otherwise."""
     kept = asked.work / "choice.json"
     resumes = len(asked.rows) > PART
-    key = [source_key(asked.rows), recipe, asked.recall, asked.memory, asked.latency]
+    queries = hashlib.sha256(np.ascontiguousarray(asked.queries.rows).data).hexdigest()
+    key = [asked.source, queries, recipe, asked.recall, asked.memory, asked.latency]
     if resumes and kept.exists():
         try:
             there = read_json(kept)
@@ -161,12 +181,24 @@ def _candidates(asked: Asked, recipe: dict[str, Any]) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):
             pass  # half a file of a killed build: chosen again
     chosen = choose(asked.rows, asked.queries, recipe, asked.recall, asked.memory, asked.latency, rerank=True)
-    sys.stderr.write(table(chosen) + "\n")
     candidates = as_json(chosen)
     if resumes:
         asked.work.mkdir(parents=True, exist_ok=True)
         write_json(kept, {"asked": key, "candidates": candidates})
     return candidates
+
+
+def _source(rows: Rows, files: list[Path] | None) -> str | None:
+    """What tells these rows from any others: of files, their size and time; of rows in memory, a hash of them all."""
+    if len(rows) <= PART:
+        return None  # nothing of them is kept
+    if files:
+        states = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        return f"{states} {source_key(rows)}"
+    digest = hashlib.sha256()
+    for block in rows.blocks():
+        digest.update(np.ascontiguousarray(block).data)
+    return f"{len(rows)} x {rows.dim}: {digest.hexdigest()}"
 
 
 def _one(asked: Asked, recipe: dict[str, Any]) -> tuple[Kind, Measured]:
@@ -176,7 +208,7 @@ def _one(asked: Asked, recipe: dict[str, Any]) -> tuple[Kind, Measured]:
     check_memory(needed, asked.memory, recipe["name"], len(rows), rows.dim)  # before the work
     if "nprobe" not in recipe["search"] and "efSearch" not in recipe["search"]:
         held = None  # exact: nothing to measure, nothing to hold out
-    kind = fill(build, rows, asked.ids, asked.work, skip=held)
+    kind = fill(build, rows, asked.ids, asked.work, skip=held, source=asked.source)
     measured = measure(kind, recipe, rows, asked.ids, asked.queries, asked.recall)
     check_latency(measured.latency["single_ms"] / 1e3, asked.latency, recipe["name"], measured.setting)
     if held is not None:

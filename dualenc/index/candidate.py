@@ -115,14 +115,17 @@ def _nothing_fits(candidates: list[Candidate], target: float, memory: int | None
     return f"no kind of index meets {' with '.join(asked)}: {', '.join(best)}; ask for less of one, or for fewer rows"
 
 
-def table(candidates: list[Candidate]) -> str:
-    """Aligned text: a line for each, the chosen one first and marked."""
+def table(candidates: list[dict[str, Any]]) -> str:
+    """Aligned text of `as_json`'s lines, the chosen one marked; times that were measured in full follow the reason."""
     lines = [["", "recipe", "size", "alone ms", "batch ms", "build s", "recall", "why"]]
     for one in candidates:
-        numbers = [_number(value) for value in (one.single_ms, one.batch_ms, one.build_s)]
-        recall = "-" if one.recall is None else f"{one.recall:.3f}"
-        mark = "->" if one.chosen else str(one.order) if one.ok else "x"
-        lines.append([mark, one.name, size(one.bytes), *numbers, recall, one.reason])
+        numbers = [_number(one[name]) for name in ("single_ms", "batch_ms", "build_s")]
+        recall = "-" if one["recall"] is None else f"{one['recall']:.3f}"
+        chosen = one.get("chosen", one["order"] == 0)
+        mark = "->" if chosen else str(one["order"]) if one["order"] is not None else "x"
+        full = one.get("measured")
+        built = f"; built in full: {full['single_ms']:.3g} and {full['batch_ms_per_query']:.3g} ms" if full else ""
+        lines.append([mark, one["recipe"], size(one["bytes"]), *numbers, recall, one["reason"] + built])
     widths = [max(len(line[column]) for line in lines) for column in range(7)]
     text = []
     for *cells, why in lines:

@@ -37,14 +37,32 @@ def as_table(metadata: Any, rows: int) -> pa.Table | None:
         raise ValueError(f"{count} rows of metadata for {rows} vectors; give one each")
     if len(set(table.column_names)) < table.num_columns:
         raise ValueError(f"metadata has two columns of one name ({', '.join(table.column_names)}); rename one")
-    return table if table.num_columns else None
+    return _kept(table) if table.num_columns else None
+
+
+def _kept(table: pa.Table) -> pa.Table:
+    """The table with columns that parquet holds and Arrow's functions know; ValueError names one that cannot be kept."""
+    for place, field in enumerate(table.schema):
+        if str(field.type) in ("string_view", "binary_view"):
+            plain = pa.string() if "string" in str(field.type) else pa.binary()
+            table = table.set_column(place, field.name, table.column(place).cast(plain))
+            continue
+        try:
+            pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])).close()
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(
+                f"metadata column {field.name!r} is {field.type}, which parquet cannot hold; make it another type"
+            ) from error
+    return table
 
 
 def _from_dicts(metadata: list[dict[str, Any]]) -> pa.Table:
     names = dict.fromkeys(name for row in metadata for name in row)
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"metadata has a key that is no text ({next(n for n in names if not isinstance(n, str))!r})")
     try:
-        return pa.table({str(name): [row.get(name) for row in metadata] for name in names})
-    except pa.ArrowException as error:
+        return pa.table({name: [row.get(name) for row in metadata] for name in names})
+    except (pa.ArrowException, OverflowError) as error:
         raise ValueError(f"metadata mixes types in one column: {str(error).splitlines()[0]}") from error
 
 
@@ -73,14 +91,25 @@ class MetadataFile:
     def __init__(self, path: Path, rows: int):
         self._path, self._rows, self._map = path, rows, pa.memory_map(str(path))
 
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns and their types."""
+        try:
+            return pq.read_schema(self._map).remove_metadata()
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> ValueError:
+        reason = str(error).splitlines()[0]
+        return ValueError(f"{self._path} does not open ({reason}); restore it or build the index again")
+
     @cached_property
     def table(self) -> pa.Table:
         """All rows, the removed ones included."""
         try:
             table = pq.ParquetFile(self._map).read()
         except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{self._path} does not open ({reason}); restore it or build the index again") from error
+            raise self._damaged(error) from error
         if table.num_rows != self._rows:
             raise ValueError(f"{self._path} has {table.num_rows} rows for {self._rows} ids; restore it or build again")
         return table
@@ -119,6 +148,18 @@ class Catalog:
     def metadata(self) -> pa.Table | None:
         """All metadata, in row order; None for an index that was given none."""
         return join([(self.part(place), segment.live) for place, segment in enumerate(self.segments)])
+
+    def refuse_clash(self, table: pa.Table | None, rows: int) -> None:
+        """ValueError where a table of new rows has columns that do not go with the index's."""
+        schemas = [file.schema for file in self.files if file is not None]
+        alike = all(
+            schema.field(field.name).type == field.type
+            for schema in schemas
+            for field in (table.schema if table is not None else [])
+            if field.name in schema.names
+        )
+        if not alike:  # other types may still go together, which depends on the values: only then is all read
+            join([(self.metadata, len(self)), (table, rows)])
 
     @cached_property
     def where(self) -> Where:

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dualenc.index.catalog import as_table, join
+from dualenc.index.catalog import as_table
 from dualenc.index.generation import Generation, commit, open_generation, sweep, write_removed
 from dualenc.index.lock import writer
+from dualenc.index.manifest import read_manifest
 from dualenc.index.segments import Draft, draft_of, joined, new_draft
 from dualenc.index.vectors import Rows, as_ids, as_rows, is_store, kept_dtype
 from dualenc.index.whose import refuse_foreign, store_metadata
@@ -40,7 +41,7 @@ def add_rows(folder: Path, vectors: Any, ids: Any = None, metadata: Any = None, 
                 raise ValueError(
                     f"id {known[0]} is in the index already; remove it first, add under another id, or upsert"
                 )
-        join([(now.catalog.metadata, len(now.catalog)), (table, len(rows))])  # columns that clash are refused here
+        now.catalog.refuse_clash(table, len(rows))
         entries = _without(folder, now, replaced)
         keeps = None if now.segments[0].vectors is None else kept_dtype(rows)
         draft = new_draft(now.segments[0].kind.empty(), rows, new_ids, table, keeps)
@@ -82,7 +83,9 @@ def changing(folder: Path) -> Iterator[Generation]:
         try:
             yield now
         except BaseException:
-            sweep(folder, now.entries)
+            sweep(
+                folder, read_manifest(folder)["segments"]
+            )  # the old ones, or the new ones where those are named already
             raise
 
 
@@ -144,6 +147,8 @@ def _upserted(now: Generation, table: pa.Table | None, ids: Any) -> tuple[np.nda
         raise ValueError("upsert goes by the column `key`, and rows keep their ids; leave ids out")
     if table is None or "key" not in table.column_names:
         raise ValueError("upsert goes by the column `key`, which this metadata lacks; give it, or add without upsert")
+    if pa.types.is_nested(table["key"].type):
+        raise ValueError(f"the column `key` is {table['key'].type}; upsert needs texts or numbers")
     old = now.catalog.metadata
     keys = table["key"].to_pylist()
     have = (

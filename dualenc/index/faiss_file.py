@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import faiss as _faiss
 
@@ -38,11 +38,35 @@ def read(path: Path, mapped: bool = True, lists: int = 0, tables: int = 0) -> An
 
 
 def write(index: Any, path: Path) -> None:
-    """Write a FAISS file; OSError where the disk does not take it."""
+    """Write a FAISS file; OSError where the disk does not take it.
+
+    FAISS's own writer closes the file where an error of the last bytes is printed and forgotten, so Python writes it.
+    """
     try:
-        faiss.write_index(index, str(path))
+        with open(path, "wb") as file:
+            _write_to(index, file)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def _write_to(index: Any, file: BinaryIO) -> None:
+    failed: list[OSError] = []
+
+    def take(data: bytes) -> int:
+        try:
+            if not failed:
+                file.write(data)
+        except OSError as error:  # not through FAISS, which would make another error of it
+            failed.append(error)
+        return len(data)
+
+    try:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(take, 1 << 22))
     except RuntimeError as error:
-        raise OSError(f"{path} could not be written: {_brief(error)}") from error
+        raise OSError(f"FAISS cannot write it: {_brief(error)}") from error
+    if failed:
+        raise failed[0]
 
 
 def check_header(path: Path, letters: tuple[bytes, bytes], total: int, dim: int) -> None:

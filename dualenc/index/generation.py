@@ -13,6 +13,7 @@ writer that is killed leaves files that no manifest names, which the next change
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable
@@ -31,7 +32,7 @@ from dualenc.index.segment import Segment
 from dualenc.index.vectors import Rows, check_identity, stored
 
 _OURS = re.compile(
-    r"((index|ids|metadata|vectors|removed)\.\d{6}(\.\d{6})?\.(faiss|npy|parquet)|\.manifest\.json\..*\.tmp)"
+    r"((index|ids|metadata|vectors|removed)\.\d{6,}(\.\d{6,})?\.(faiss|npy|parquet)|\.manifest\.json\..*\.tmp)"
 )
 
 
@@ -67,6 +68,10 @@ def open_generation(folder: Path, verify: bool = False, mapped: bool = True) -> 
         try:
             check_files(folder, manifest, verify)
             return _open(folder, manifest, verify, mapped)
+        except (KeyError, TypeError, AttributeError, OverflowError, IndexError) as error:
+            raise ValueError(
+                f"{folder}: its manifest is not that of an index ({error!r}); restore it or build the index again"
+            ) from error
         except (OSError, ValueError):
             # a writer may have replaced these very files since the manifest was read: only then is it worth another try
             if read_manifest(folder)["generation"] == manifest["generation"]:
@@ -92,6 +97,8 @@ def open_segment(
     paths = {role: folder / Path(file["name"]).name for role, file in entry["files"].items()}
     ids = _numbers(paths["ids"])
     removed = _numbers(paths["removed"]) if "removed" in paths else np.zeros(0, np.int64)
+    if len(ids) and int(ids.min()) < 0:
+        raise ValueError(f"{paths['ids']} holds id {ids.min()}, and ids are 0 or more; restore it or build again")
     if len(ids) != entry["rows"] or (len(removed) and not 0 <= removed.min() <= removed.max() < len(ids)):
         raise ValueError(f"{paths['ids']} has {len(ids)} ids for {entry['rows']} rows; restore it or build again")
     build = manifest["recipe"]["build"]
@@ -195,7 +202,8 @@ def sweep(folder: Path, entries: list[dict[str, Any]]) -> None:
     named = {file["name"] for entry in entries for file in entry["files"].values()}
     for path in folder.iterdir():
         if _OURS.fullmatch(path.name) and path.name not in named:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it only takes up room; the next change tries again
+                path.unlink()
 
 
 def _derived(entries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from dualenc.index.segment import search_segments
 from dualenc.index.vectors import Rows, as_queries
 from dualenc.index.whose import fingerprint_of
 
+MOST = 1_000_000  # results that may be asked for even where there are fewer rows: what is missing is filled up
+
 
 class Index:
     """An index that is open for searching: the generation that was current then, whatever writers do since.
@@ -78,7 +80,7 @@ class Index:
         and score -inf at the end. encoder: whose queries these are (fingerprint, or what has .fingerprint).
         ValueError: another encoder's, another D, not unit, or an expression that is refused.
         """
-        return self._searcher(where, encoder)(self._queries(queries), _count(k))
+        return self._searcher(where, encoder)(self._queries(queries), self._count(k))
 
     def page(
         self,
@@ -100,7 +102,7 @@ class Index:
         numbers = None if group_by is None else catalog.column_groups(group_by)
         groups = None if numbers is None else lambda ids: numbers[catalog.find(ids)]
         search = self._searcher(where, encoder)
-        return page(search, self._queries(queries), _count(k), len(self), offset, threshold, groups)
+        return page(search, self._queries(queries), self._count(k), len(self), offset, threshold, groups)
 
     def rows(self, ids: Any) -> pa.Table:
         """Metadata of these ids, in their order; a table of `id` alone where the index has no metadata.
@@ -199,6 +201,13 @@ class Index:
         """That encoder's name or path; None where nobody said."""
         return self.manifest["encoder"]
 
+    def _count(self, k: Any) -> int:
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+            raise ValueError(f"k={k!r}; ask for a whole number of rows, 1 or more")
+        if k > max(len(self), MOST):
+            raise ValueError(f"k={k} is more than the {len(self):,} rows of the index; ask for no more than it has")
+        return int(k)
+
     def _queries(self, queries: Any) -> np.ndarray:
         return as_queries(queries, self.dim)
 
@@ -215,9 +224,3 @@ class Index:
                 f"{self.folder} holds vectors of encoder {self.encoder or 'unknown'} ({self.fingerprint[:12]}…), the "
                 f"queries are from {fingerprint[:12]}…; search with that encoder, or embed and build with this one"
             )
-
-
-def _count(k: Any) -> int:
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise ValueError(f"k={k!r}; ask for a whole number of rows, 1 or more")
-    return int(k)

@@ -8,8 +8,10 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dualenc.files import refuse_existing
+from dualenc.index.budget import OutOfReach
 
 
 @contextlib.contextmanager
@@ -27,6 +29,8 @@ def writer(folder: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise BlockingIOError(f"{folder} is being changed by {holder}; try again when it is done") from None
+        if not _still_there(file, folder / ".writer"):
+            raise BlockingIOError(f"{folder} was removed by another process just now; try again")
         file.truncate(0)
         file.write(f"pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         file.flush()
@@ -36,18 +40,34 @@ def writer(folder: Path) -> Iterator[None]:
             file.truncate(0)
 
 
+def _still_there(file: Any, path: Path) -> bool:
+    """Whether the file that is locked is the one that others find."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 @contextlib.contextmanager
 def making(out: Path) -> Iterator[tuple[Path, Path]]:
     """(a folder for what a killed build leaves, the folder of the new index, which becomes `out` at the end).
 
     Both are in `.NAME.building` beside `out`, so that the next attempt finds and clears them. A refusal (ValueError)
-    leaves nothing; an interruption or a full disk leaves what the next attempt can go on from.
+    leaves nothing; an interruption, a full disk or a recall out of reach leaves what the next attempt can go on from.
     FileExistsError: `out` holds something. BlockingIOError: somebody is making it.
     """
     refuse_existing(out)
+    if out.is_symlink():
+        raise ValueError(f"{out} is a link, and a new index is a folder of its own; name the folder itself")
     work = out.parent / f".{out.name}.building"
     work.mkdir(parents=True, exist_ok=True)
-    with writer(work):
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(writer(work))
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):  # a full disk: nothing was begun
+                shutil.rmtree(work, ignore_errors=True)
+            raise
         folder = work / "index"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -55,10 +75,10 @@ def making(out: Path) -> Iterator[tuple[Path, Path]]:
             yield work, folder
             refuse_existing(out)  # another process was faster
             os.replace(folder, out)
-        except ValueError:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, ValueError) and not isinstance(error, OutOfReach):
+                shutil.rmtree(work, ignore_errors=True)
+                raise
             shutil.rmtree(folder, ignore_errors=True)
             if {path.name for path in work.iterdir()} <= {".writer"}:
                 shutil.rmtree(work, ignore_errors=True)

@@ -14,12 +14,9 @@ import pyarrow as pa
 
 from dualenc import __version__
 from dualenc.files import read_json, sha256, whole_file
+from dualenc.index.shape import misfit
 
 NAME, FORMAT, VERSION = "manifest.json", "dualenc-index", 2
-_NEEDED = [
-    *("generation", "recipe", "search", "rows", "tombstones", "dim"),
-    *("next_id", "next_segment", "segments", "fingerprint", "mean"),
-]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -40,8 +37,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         whole = manifest.pop("checksum", None) == _checksum(manifest)
     except ValueError:  # a number that is none
         whole = False
-    if not whole or not all(key in manifest for key in _NEEDED):
+    if not whole:
         raise ValueError(f"{path} is damaged (its checksum does not fit); restore it or build the index again")
+    if wrong := misfit(manifest):
+        raise ValueError(f"{path} is damaged ({wrong} is not what it should be); restore it or build the index again")
     return manifest
 
 

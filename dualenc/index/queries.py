@@ -10,6 +10,11 @@ import numpy as np
 from dualenc.index.vectors import Rows, as_rows, is_store, unit_rows
 
 MOST = 2000  # half choose, half report: at recall 0.95 the standard error of either is well below 0.005
+COMPARED = 100  # of them, with the gallery's rows of the same numbers
+OWN = (
+    "queries are rows of the vectors to index, and a row finds itself whatever the setting; "
+    "leave queries out (some rows are then held out), or give queries that the index will not hold"
+)
 SHARE = 10  # at most one row in ten is held out: the index without them must still be much like the whole
 
 
@@ -42,19 +47,22 @@ def pick_queries(source: Any, gallery: Rows, side: str, given: Any, seed: int = 
         taken = other if is_store(given) and len(given.side(other)) else side
         if taken == side:
             _refuse_own(source, given)
-        return _draw(as_rows(given, taken, "queries"), gallery.dim, "the queries given", rng)
+        return _draw(as_rows(given, taken, "queries"), gallery, "the queries given", rng)
     if is_store(source) and len(source.side(other)):
-        return _draw(source.side(other), gallery.dim, f"the store's {other}s", rng)
+        return _draw(source.side(other), gallery, f"the store's {other}s", rng)
     return _hold_out(gallery, side, rng)
 
 
-def _draw(rows: Rows, dim: int, origin: str, rng: np.random.Generator) -> Queries:
-    if rows.dim != dim:
-        raise ValueError(f"queries have D = {rows.dim}, the vectors {dim}; they come from different encoders")
+def _draw(rows: Rows, gallery: Rows, origin: str, rng: np.random.Generator) -> Queries:
+    if rows.dim != gallery.dim:
+        raise ValueError(f"queries have D = {rows.dim}, the vectors {gallery.dim}; they come from different encoders")
     if not len(rows):
         raise ValueError("queries are empty; give some, or leave queries out")
     chosen = rng.permutation(len(rows))[: 2 * MOST]
     drawn = unit_rows(rows.take(chosen), "queries", numbers=chosen)
+    some = chosen[:COMPARED]
+    if len(rows) == len(gallery) > 1 and np.allclose(gallery.take(some), drawn[:COMPARED], atol=1e-3):
+        raise ValueError(OWN)
     return Queries(drawn[_different(drawn)[:MOST]], origin)
 
 
@@ -84,7 +92,4 @@ def _refuse_own(source: Any, given: Any) -> None:
     else:
         own = given is source
     if own:
-        raise ValueError(
-            "queries are rows of the vectors to index, and a row finds itself whatever the setting; "
-            "leave queries out (some rows are then held out), or give queries that the index will not hold"
-        )
+        raise ValueError(OWN)

@@ -22,7 +22,7 @@ _DEFAULTS = {  # the shipped recipe that says what is left open
 }
 _ONLY = {"dims_per_code": "pq", "bits": "rabitq"}  # setting → the codes that have it
 _LOWEST = {"seed": 0, "M": 2}
-_HIGHEST = {"bits": 8}
+_HIGHEST = {"bits": 8, "M": 512, "efConstruction": 10_000}
 
 
 def load_recipe(recipe: str | Path | dict[str, Any], rows: int) -> dict[str, Any]:

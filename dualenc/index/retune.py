@@ -17,7 +17,8 @@ from dualenc.index.measure import Picked, measured_search
 from dualenc.index.queries import pick_queries
 from dualenc.index.segment import Segment
 from dualenc.index.segments import draft_of
-from dualenc.index.vectors import BLOCK
+from dualenc.index.vectors import BLOCK, is_store
+from dualenc.index.whose import refuse_foreign
 
 
 class Gallery:
@@ -46,9 +47,13 @@ def tune_index(
         target = manifest["ann_recall"]["target"] if recall is None else recall
         if not 0 < target <= 1:
             raise ValueError(f"recall={recall!r}; ANN recall is a share above 0 and at most 1, like 0.95")
+        if not len(now.catalog):
+            raise ValueError(f"{folder} has no rows left: there is nothing to measure; add some first")
         kind = now.segments[0].kind
         recipe = manifest["recipe"]  # with all settings that may be tried, whichever was chosen from them before
         rows = Gallery(now.catalog)
+        if is_store(queries):
+            refuse_foreign(manifest["fingerprint"], queries.fingerprint, "the query store")
         asked = pick_queries(rows, rows, manifest["side"], queries)
         if asked.held is not None and kind.name == "hnsw":
             raise ValueError(

@@ -19,6 +19,7 @@ from dualenc.index.kinds.base import MOSTLY
 from dualenc.index.vectors import BLOCK, Rows, unit_rows
 
 FEW = 4096  # rows that are always compared exactly when a filter leaves no more
+LEAST = 10  # results that recall was measured on: fewer are the first of as many, or they would be worse
 GATHERED = 32 << 20  # bytes of a filter's rows that are kept for its next search
 BUFFER = 16 << 20  # bytes of candidates that are scored again at once
 
@@ -84,7 +85,10 @@ class Segment:
         if (ids[1:] > ids[:-1]).all():
             return None, ids
         order = np.argsort(ids)
-        return order, ids[order]
+        ordered = ids[order]
+        if (ordered[1:] == ordered[:-1]).any():
+            raise ValueError("the index lists an id twice; restore it or build it again")
+        return order, ordered
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """(n, D) unit float32: the original rows with these numbers. ValueError where nobody has them any more."""
@@ -121,7 +125,7 @@ class Segment:
             return ids, scores
         # what a filter leaves may lie farther from a query than codes are good for: more candidates, until they change nothing
         pending, wide = np.arange(len(queries)), setting["rerank"]
-        while len(pending) and k * wide < allowed.count:
+        while len(pending) and max(k, LEAST) * wide < allowed.count:
             wide *= 2
             found = self._reranked(queries[pending], k, {**setting, "rerank": wide}, allowed)
             new = (found[0] != ids[pending]).any(axis=1)
@@ -133,7 +137,7 @@ class Segment:
         self, queries: np.ndarray, k: int, setting: dict[str, int], allowed: Allowed | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best of k × rerank candidates, by their original rows."""
-        count = min(k * setting["rerank"], len(self))
+        count = min(max(k, LEAST) * setting["rerank"], len(self))
         candidates = self.kind.search(queries, count, setting, self.ids, allowed)[0]
         ids, scores = self._rerank(queries, candidates, k)
         return _padded(ids, -1, k), _padded(scores, -np.inf, k)
@@ -166,7 +170,8 @@ class Segment:
         if workers == 1:
             parts = [self._rescore(queries[piece], ids[piece], k) for piece in pieces]
         else:
-            with ThreadPoolExecutor(workers) as pool:
+            # one thread each: theirs would otherwise be as many again
+            with ThreadPoolExecutor(workers, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
                 parts = list(pool.map(lambda piece: self._rescore(queries[piece], ids[piece], k), pieces))
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
@@ -174,7 +179,9 @@ class Segment:
         there = ids >= 0
         scores = np.full(ids.shape, -np.inf, np.float32)
         rows = self.find(ids[there])
-        if there.all():
+        if len(rows) and rows.min() < 0:
+            raise ValueError("the FAISS file holds ids that the index does not list; restore it or build again")
+        if rows.size and there.all():
             candidates = self.take(rows).reshape(*ids.shape, -1)
             scores = np.matmul(candidates, queries[:, :, None])[:, :, 0]
         elif len(rows):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from dualenc.index.catalog import join
-from dualenc.index.generation import Generation, open_segment, write_segment
+from dualenc.index.generation import Generation, write_segment
 from dualenc.index.kinds import Kind
-from dualenc.index.segment import Segment
 from dualenc.index.vectors import Rows, kept_dtype, unit_blocks, unit_rows
 
 SAMPLE = 10_000  # rows whose distance to their centroids is looked at
@@ -66,19 +65,23 @@ def spread(kind: Kind, rows: Rows, seed: int = 0) -> float | None:
 
 def draft_of(folder: Path, now: Generation, place: int, entry: dict[str, Any] | None = None) -> Draft:
     """A segment that is there, less the rows that `entry` says were removed."""
+    segment, file = now.segments[place], now.catalog.files[place]
+    if entry is not None and entry is not now.entries[place]:
+        removed = np.load(folder / entry["files"]["removed"]["name"], allow_pickle=False)
+        segment = replace(segment, removed=removed)
     entry = now.entries[place] if entry is None else entry
-    segment, file = open_segment(folder, now.manifest, entry, mapped=not now.segments[place].kind.joins)
-    kind, alive, left = segment.kind, segment.alive, segment
+    kind, alive = segment.kind, segment.alive
     ids = np.asarray(segment.ids)[alive]
-    if kind.joins and len(segment.removed):
-        kind.remove(np.asarray(segment.ids)[segment.removed])
-        if segment.vectors is None:  # the original rows are in the kind, which numbers them anew
-            left = Segment(segment.number, kind, ids, np.zeros(0, np.int64), None)
+    if kind.joins:  # a copy in memory, of the files that are open: a writer elsewhere may have replaced them
+        kind = kind.empty()
+        kind.absorb(segment.kind)
+        if len(segment.removed):
+            kind.remove(np.asarray(segment.ids)[segment.removed])
     return Draft(
         kind,
         ids,
         None if file is None else file.table.take(pa.array(alive)),
-        left.originals if left.lossless else None,
+        segment.originals if segment.lossless else None,
         None if segment.vectors is None else kept_dtype(segment.vectors),
         entry["spread"],
     )

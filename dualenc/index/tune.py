@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 from tqdm import tqdm
 
-from dualenc.index.budget import in_words
+from dualenc.index.budget import OutOfReach, in_words
 from dualenc.index.meter import Meter, Place, Search, Setting
 from dualenc.index.recall import LEVEL, Truth
 from dualenc.index.recall import truth as truth
@@ -27,10 +27,6 @@ K = 10
 STRIDE = 3  # rungs from one coarse step to the next; the shipped ladders grow by a third to a half a rung
 NEARLY = 0.999  # recall at which the curve ends
 SIMILAR = 1.5  # settings within this of the cheapest are timed again, by turns
-
-
-class OutOfReach(ValueError):
-    """No setting reaches what was asked for; the message says the best that can be had."""
 
 
 def tune(

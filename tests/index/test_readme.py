@@ -35,7 +35,7 @@ def test_the_benchmark_runs(benchmark):
     results = benchmark.compare(*benchmark.vectors(1500, 30))
     assert list(results) == list(benchmark.RECIPES)
     assert results["flat"]["recall_texts"] == 1
-    assert all(0 < row["recall_texts"] <= 1 and row["bytes_per_vector"] > 4 * benchmark.DIM for row in results.values())
+    assert all(0 < row["recall_texts"] <= 1 and row["bytes_per_vector"] > 0 for row in results.values())
 
 
 def test_every_field_of_a_manifest_is_described(tmp_path, data):

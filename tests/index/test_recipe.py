@@ -24,7 +24,7 @@ def settings(build):
 
 
 def test_the_recipes_that_ship():
-    coded = ["hnsw_sq8", "ivf_pq", "ivf_rabitq", "ivf_sq8", "scan_pq", "scan_rabitq"]
+    coded = ["hnsw_fp16", "hnsw_sq8", "ivf_pq", "ivf_rabitq", "ivf_sq8", "scan_pq", "scan_rabitq"]
     assert sorted(["auto", "flat", "hnsw", "ivf", *coded]) == SHIPPED
     written = {name: yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["build"] for name in SHIPPED}
     assert {build["kind"] for build in written.values()} == {*KINDS, "auto"} - {"adopted"}
@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_refused_in_one_line(recipe, said):
 
 
 def test_names_that_do_not_exist_and_files_that_are_no_recipe(tmp_path):
-    with pytest.raises(FileNotFoundError, match="auto, flat, hnsw, hnsw_sq8, ivf"):
+    with pytest.raises(FileNotFoundError, match="auto, flat, hnsw, hnsw_fp16, hnsw_sq8, ivf"):
         load_recipe("fast", 1000)
     (tmp_path / "bad.yaml").write_text("build: [")
     with pytest.raises(ValueError, match="not a recipe") as error:

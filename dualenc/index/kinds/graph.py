@@ -38,7 +38,11 @@ class Graph(Kind):
                 self._placed = None, None
             else:
                 by_id, positions = np.argsort(ids), np.empty(len(ids), np.int64)
-                rows = by_id[np.searchsorted(ids, labels, sorter=by_id)]
+                rows = by_id[np.minimum(np.searchsorted(ids, labels, sorter=by_id), len(ids) - 1)]
+                if not np.array_equal(np.asarray(ids)[rows], labels):
+                    raise ValueError(
+                        "the FAISS file does not hold the ids that the index lists; restore it or build again"
+                    )
                 positions[rows] = np.arange(len(ids))
                 self._placed = rows, positions
         return self._placed

@@ -28,12 +28,18 @@ class Places:
         self.ids = ids[self.order]  # (N,) int64, sorted
 
     def lists(self, ids: np.ndarray) -> np.ndarray:
-        """(n,) the list of each id (n,)."""
-        return np.searchsorted(self.starts, self.order[np.searchsorted(self.ids, ids)], side="right") - 1
+        """(n,) the list of each id (n,). ValueError: an id that the lists do not hold."""
+        return np.searchsorted(self.starts, self._found(ids), side="right") - 1
+
+    def _found(self, ids: np.ndarray) -> np.ndarray:
+        at = np.minimum(np.searchsorted(self.ids, ids), max(len(self.ids) - 1, 0))
+        if len(ids) and (not len(self.ids) or (self.ids[at] != ids).any()):
+            raise ValueError("the FAISS file does not hold the ids that the index lists; restore it or build again")
+        return self.order[at]
 
     def take(self, ids: np.ndarray) -> np.ndarray:
         """(n, D) float32: the rows that the lists of an IndexIVFFlat hold under these ids (n,)."""
-        places = self.order[np.searchsorted(self.ids, ids)]
+        places = self._found(ids)
         rows = np.empty((len(ids), self.index.d), np.float32)
         owner = self.lists(ids)
         by_list = np.argsort(owner, kind="stable")
@@ -97,14 +103,14 @@ class Lists(Kind):
 
     def absorb(self, other: Kind, offset: int = 0) -> None:
         self._changed()
-        theirs, ours = other.index.invlists, self.index.invlists
+        theirs, ours = (faiss.downcast_InvertedLists(kind.index.invlists) for kind in (other, self))
         for number in range(self.index.nlist):  # merge_from would empty the other's lists, which may be mapped
             if count := theirs.list_size(number):
-                ids = theirs.get_ids(number)
-                if offset:
-                    raised = faiss.rev_swig_ptr(ids, count) + offset
-                    ids = faiss.swig_ptr(raised)
-                ours.add_entries(number, count, ids, theirs.get_codes(number))
+                ids = faiss.rev_swig_ptr(theirs.get_ids(number), count) + offset
+                if isinstance(ours, faiss.BlockInvertedLists) and ours.list_size(number) % ours.n_per_block == 0:
+                    append_blocks(ours, theirs, number, ids)
+                else:
+                    ours.add_entries(number, count, faiss.swig_ptr(ids), theirs.get_codes(number))
         self.index.ntotal += other.total
 
     def fits(self, other: Kind) -> bool:
@@ -208,6 +214,19 @@ class Lists(Kind):
 
     def _ids(self, labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
         return labels
+
+
+def append_blocks(ours: Any, theirs: Any, number: int, ids: np.ndarray) -> None:
+    """Append a list of block-wise codes to one that ends with a whole block. ids: (n,) those of the appended rows.
+
+    FAISS's `add_entries` writes past the end of the list where its length is a multiple of `block_size`, in bytes.
+    """
+    size, block, per = ours.list_size(number), ours.block_size, ours.n_per_block
+    blocks = -(-len(ids) // per)
+    ours.resize(number, size + len(ids))
+    faiss.rev_swig_ptr(ours.get_ids(number), size + len(ids))[size:] = ids
+    codes_of_list = faiss.rev_swig_ptr(ours.get_codes(number), (size // per + blocks) * block)
+    codes_of_list[size // per * block :] = faiss.rev_swig_ptr(theirs.get_codes(number), blocks * block)
 
 
 def id_selector(ids: np.ndarray, rows: np.ndarray) -> tuple[Any, ...]:
