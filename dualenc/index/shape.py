@@ -18,9 +18,12 @@ def misfit(manifest: dict[str, Any]) -> str | None:
         (_TABLES, lambda value: isinstance(value, dict)),
         (("side",), lambda value: value in ("image", "text")),
         (("results", "scores", "metric"), lambda value: isinstance(value, str)),
+        (("spread",), lambda value: value is None or _number(value)),
+        (("ann_recall",), lambda value: value.get("rows") is None or _count(value["rows"])),
+        (("choice",), lambda value: value is None or isinstance(value, list)),
         (("mean",), lambda value: _mean(value, manifest["dim"])),
-        (("search",), _setting),
         (("recipe",), _recipe),
+        (("search",), lambda value: _setting(value, manifest["recipe"]["search"])),
         (("segments",), lambda value: isinstance(value, list) and bool(value) and all(map(_segment, value))),
     ):
         for name in names:
@@ -41,8 +44,8 @@ def _mean(value: Any, dim: int) -> bool:
     return value is None or (isinstance(value, list) and len(value) == dim and all(map(_number, value)))
 
 
-def _setting(value: Any) -> bool:
-    return all(_count(each) and each >= 1 for each in value.values())
+def _setting(value: Any, ladders: dict[str, Any]) -> bool:
+    return value.keys() == ladders.keys() and all(_count(each) and each >= 1 for each in value.values())
 
 
 def _recipe(value: Any) -> bool:

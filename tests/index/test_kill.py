@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import random
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +77,7 @@ def killed(name: str, folder: Path, recipe: Any, after: float | None) -> float |
         assert ours.recv() == "done"
         taken = time.perf_counter() - start
     assert after is not None or taken is not None, f"{name} did not end"
-    os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
+    process.kill()
     process.join()
     return taken
 

@@ -68,7 +68,8 @@ def test_without_queries_rows_are_held_out_of_what_is_measured(blurred, tmp_path
     record = index.manifest["ann_recall"]
     assert "held out" in record["queries"]
     assert (record["rows"], record["measured_on"] + record["chosen_on"]) == (1800, 180)
-    assert 1 < index.manifest["search"]["nprobe"] < 50
+    if codes == "float32":  # of two knobs, times decide which one is turned
+        assert 1 < index.manifest["search"]["nprobe"] < 50
     left = np.setdiff1d(np.arange(2000), np.arange(0, 2000, 10))
     assert abs(recall(index, rows[left], queries, left) - record["value"]) < 0.06
     assert stamps(tmp_path / "i") == files
