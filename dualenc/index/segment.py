@@ -138,7 +138,7 @@ class Segment:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best of k × rerank candidates, by their original rows."""
         count = min(max(k, LEAST) * setting["rerank"], len(self))
-        candidates = self.kind.search(queries, count, setting, self.ids, allowed)[0]
+        candidates = self.kind.search(queries, count, setting, self.ids, allowed, least=k)[0]
         ids, scores = self._rerank(queries, candidates, k)
         return _padded(ids, -1, k), _padded(scores, -np.inf, k)
 

@@ -154,7 +154,11 @@ class _Finder:
     def _found(self, width: int, factor: int) -> tuple[np.ndarray, np.ndarray]:
         asked = min(self._truth.ids.shape[1] * factor, self._rows)
         return self._kind.search(
-            self._sample.queries, asked, self._setting(width, factor), self._sample.ids[: self._rows]
+            self._sample.queries,
+            asked,
+            self._setting(width, factor),
+            self._sample.ids[: self._rows],
+            least=self._truth.ids.shape[1],
         )
 
     def _hits(self, ids: np.ndarray, scores: np.ndarray, factor: int) -> np.ndarray:

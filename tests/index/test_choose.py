@@ -51,12 +51,14 @@ class Work:
                 monkeypatch.setattr(kind, "search", self.counted(kind.search))
 
     def counted(self, search):
-        return lambda kind, queries, k, setting, ids, allowed=None: self.search(search, kind, queries, k, setting, ids)
+        return lambda kind, queries, k, setting, ids, allowed=None, least=None: self.search(
+            search, kind, queries, k, setting, ids, least
+        )
 
-    def search(self, search, kind, queries, k, setting, ids):
+    def search(self, search, kind, queries, k, setting, ids, least):
         code = {"float32": 1.0, "sq8": 0.5, "pq": 0.1}[kind.build.get("codes", "float32")]
         self.now += len(queries) * (1e-5 + 1e-6 * code * kind.scanned(setting, kind.total)) + 1e-8 * k * len(queries)
-        return search(kind, queries, k, setting, ids)
+        return search(kind, queries, k, setting, ids, least=least)
 
     def __call__(self):
         self.now += 1e-7

@@ -183,3 +183,15 @@ def test_text_views_are_kept_as_texts(tmp_path: Path) -> None:
     table = pa.table({"name": pa.array(["a", "b"] * 10, pa.string_view())})
     index = Index.build(unit(20, 8), tmp_path / "i", metadata=table, recipe="flat")
     assert index.rows([1, 2])["name"].to_pylist() == ["b", "a"]
+
+
+def test_few_candidates_are_no_reason_to_read_every_list(tmp_path: Path) -> None:
+    """More candidates were asked for than the lists at hand hold: they will do, as long as there are k results."""
+    rows = unit(2000, 16)
+    recipe = {"build": {"kind": "ivf", "codes": "sq8", "nlist": 50}, "search": {"nprobe": 1, "rerank": 64}}
+    index = Index.build(rows, tmp_path / "i", recipe=recipe, recall=0.01)
+    kind, ids = index._now.segments[0].kind, index._now.segments[0].ids
+    wide = kind.search(rows[:50], 640, {"nprobe": 1}, ids, least=5)[0]
+    assert ((wide >= 0).sum(axis=1) < 640).all() and (wide[:, :5] >= 0).all()
+    assert (kind.search(rows[:50], 640, {"nprobe": 1}, ids)[0] >= 0).all()
+    assert (index.search(rows[:50], 10)[0] >= 0).all()

@@ -144,11 +144,13 @@ class Kind:
         setting: dict[str, int],
         ids: np.ndarray,
         allowed: Allowed | None = None,
+        least: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best rows for unit float32 queries (Q, D): ids (Q, k) int64 and cosines (Q, k) float32.
 
-        ids: (N,) the id of each row of the segment. allowed: the rows that may be found; None: all. Fewer than k are
-        found only where fewer than k exist: id -1 and score -inf fill up. Cosines are estimates unless `exact`.
+        ids: (N,) the id of each row of the segment. allowed: the rows that may be found; None: all. Fewer than
+        `least` (default k) are found only where fewer exist: id -1 and score -inf fill up. Cosines are estimates unless
+        `exact`.
         """
         found_ids = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
@@ -158,7 +160,8 @@ class Kind:
             return found_ids, scores
         selector = None if allowed is None or live == len(ids) else self._cached_selector(ids, allowed)
         found = self._approximate(queries, reach, setting, selector, allowed if selector else None, ids)
-        short = np.flatnonzero(found[1][:, -1] < 0)  # the lists or the part of the graph visited held too few rows
+        last = min(reach, reach if least is None else least) - 1
+        short = np.flatnonzero(found[1][:, last] < 0)  # the lists or the part of the graph visited held too few rows
         if len(short):
             for whole, part in zip(found, self._exhaustive(queries[short], reach, selector), strict=True):
                 whole[short] = part
