@@ -17,7 +17,7 @@ from dualenc.index.kinds import Allowed
 from dualenc.index.segment import Segment
 from dualenc.index.where import Where
 
-FILTERS = 16  # kept ready for the next search with the same `where`
+FILTERS = 8  # kept ready for the next search with the same `where`
 
 
 def as_table(metadata: Any, rows: int) -> pa.Table | None:

@@ -18,9 +18,9 @@ from dualenc.index.kinds import Allowed, Kind
 from dualenc.index.kinds.base import MOSTLY
 from dualenc.index.vectors import BLOCK, Rows, unit_rows
 
-FEW = 4096  # rows that are always compared exactly when a filter leaves no more
 LEAST = 10  # results that recall was measured on: fewer are the first of as many, or they would be worse
-GATHERED = 32 << 20  # bytes of a filter's rows that are kept for its next search
+GATHERED = 32 << 20  # bytes of a filter's rows that are compared exactly, and kept for its next search
+LARGEST = 128 << 20  # bytes of a filter's rows that are read for one search at most
 BUFFER = 16 << 20  # bytes of candidates that are scored again at once
 
 
@@ -144,7 +144,8 @@ class Segment:
 
     def _few(self, setting: dict[str, int]) -> float:
         # twice what an unfiltered search looks at: an exact scan is a matrix product, FAISS's is row by row
-        return max(FEW, 2 * self.kind.scanned(setting, len(self)))
+        row = 4 * self.kind.dim
+        return min(max(GATHERED // row, 2 * self.kind.scanned(setting, len(self))), LARGEST // row)
 
     def _exact(self, queries: np.ndarray, k: int, allowed: Allowed) -> tuple[np.ndarray, np.ndarray]:
         if not allowed.count or not len(queries):

@@ -207,11 +207,13 @@ def test_faiss_through_a_filter(parts, pool, recipe, every, monkeypatch):
 def test_when_an_exact_scan_pays(parts, monkeypatch):
     part = parts["ivf"]
     nlist = part.kind.build["nlist"]
-    assert part._few({"nprobe": 1}) == segment.FEW
-    monkeypatch.setattr(segment, "FEW", 10)
+    assert part._few({"nprobe": 1}) == segment.GATHERED // (4 * part.kind.dim)
+    monkeypatch.setattr(segment, "GATHERED", 40 * part.kind.dim)
     assert part._few({"nprobe": nlist}) == 2 * (nlist + 700)
     assert 10 < part._few({"nprobe": 1}) < 700
     assert parts["flat"]._few({}) == 1400
+    monkeypatch.setattr(segment, "LARGEST", 400 * part.kind.dim)
+    assert parts["flat"]._few({}) == 100  # never so many rows that reading them would fill the memory
 
 
 @pytest.mark.parametrize("recipe", ALL[1:])  # flat indexes hold nothing out: their order is the segment's
