@@ -22,6 +22,7 @@ if __name__ == "__main__":
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "2"  # before FAISS loads
 
+from index_data import SETS
 from record import PACKAGES, RESULTS, machine
 from timing import progress
 
@@ -52,6 +53,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         "--recipes", nargs="+", default=["auto", "ivf_pq"], help="of the part size: auto, and compressed ones"
     )
     parser.add_argument("--filtered", nargs="+", default=["ivf", "hnsw", "ivf_pq"], help="of the part filters")
+    parser.add_argument(
+        "--sets", nargs="+", choices=SETS, default=list(SETS), help="of the parts autofaiss and graphs (default both)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the data (default 0)")
     parser.add_argument("--rows", type=int, help="a trial with so many rows; needs --out")
     parser.add_argument("--repeats", type=int, default=REPEATS, help=f"of every timing (default {REPEATS})")
