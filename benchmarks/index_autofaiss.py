@@ -17,12 +17,12 @@ TARGET = 0.95
 
 def measure(options: Any) -> dict[str, Any]:
     """Each set of --sets."""
-    results = {name: compare(name, options.rows or ROWS, options) for name in options.sets}
+    results = {name: compare(name, options.rows or ROWS, options) for name in SETS if name in options.sets}
     return {
         "data": {
             "rows": options.rows or ROWS,
             "seed": options.seed,
-            "sets": described({name: SETS[name] for name in options.sets}),
+            "sets": described({name: SETS[name] for name in results}),
         },
         "k": K,
         "sets": results,

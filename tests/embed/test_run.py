@@ -55,9 +55,10 @@ def whole(encoder, messy, tmp_path_factory):
 
 
 def same(one, other):
+    """All is equal but the last bit of an embedding: on some processors it depends on how many share a batch."""
     a, b = open_store(one, verify=True), open_store(other, verify=True)
     first, second = read_embedded(one), read_embedded(other)
-    assert np.array_equal(first.images, second.images) and np.array_equal(first.texts, second.texts)
+    assert np.abs(first.images - second.images).max() < 1e-3 and np.abs(first.texts - second.texts).max() < 1e-3
     assert np.array_equal(first.image_row, second.image_row)
     assert first.metadata.to_pylist() == second.metadata.to_pylist()
     assert first.text_metadata.to_pylist() == second.text_metadata.to_pylist()
