@@ -15,11 +15,11 @@ from dualenc.index.generation import commit, write_segment
 from dualenc.index.index import Index
 from dualenc.index.kinds.adopted import Adopted
 from dualenc.index.lock import making
-from dualenc.index.manifest import FORMAT, VERSION
+from dualenc.index.manifest import new_head
 from dualenc.index.measure import Picked, measure
 from dualenc.index.queries import pick_queries
 from dualenc.index.vectors import as_ids, as_rows, is_store
-from dualenc.index.whose import store_metadata, whose
+from dualenc.index.whose import source_folder, store_metadata, whose
 
 NOT_MEASURED = "nothing: the vectors were not given (--store measures it)"
 
@@ -54,24 +54,9 @@ def adopt(
     table = as_table(given, kind.total)
     record, setting = _measured(kind, ids, store, queries, side, recall)
     kind.keep_setting(setting)
-    head = {
-        "format": FORMAT,
-        "version": VERSION,
-        "generation": 1,
-        "next_segment": 2,
-        "recipe": {"name": "adopted", "build": kind.build, "search": _ladders(kind)},
-        "metric": "cosine",
-        "side": side,
-        "dim": kind.dim,
-        "next_id": int(ids.max()) + 1 if len(ids) else 0,
-        "fingerprint": fingerprint,
-        "encoder": name,
-        "mean": None,
-        "choice": None,
-        "spread": None,
-        "source": str(store.folder.absolute()) if is_store(store) else None,
-        **record,
-    }
+    recipe = {"name": "adopted", "build": kind.build, "search": _ladders(kind)}
+    whose_and_what = new_head(None, side, kind.dim, ids, (fingerprint, name), source_folder(store))
+    head = {**whose_and_what, "recipe": recipe, "choice": None, "spread": None, **record}
     with making(Path(out)) as (_, folder):
         commit(folder, head, [write_segment(folder, 1, kind, ids, table)])
     return Index.open(out)

@@ -21,14 +21,14 @@ from dualenc.index.fill import PART, fill, source_key
 from dualenc.index.generation import commit, write_segment
 from dualenc.index.kinds import KINDS, Kind
 from dualenc.index.lock import making
-from dualenc.index.manifest import FORMAT, VERSION
+from dualenc.index.manifest import new_head
 from dualenc.index.measure import Measured, measure, refuse_slower_than_exact
 from dualenc.index.queries import Queries, pick_queries
 from dualenc.index.recipe import load_recipe
 from dualenc.index.segments import spread
 from dualenc.index.tune import OutOfReach
 from dualenc.index.vectors import Rows, as_ids, as_rows, identity, is_store, kept_dtype, source_files, unit_rows
-from dualenc.index.whose import refuse_foreign, store_metadata, whose
+from dualenc.index.whose import refuse_foreign, source_folder, store_metadata, whose
 from dualenc.index.work import OURS, clear
 
 DISAPPOINTS = 1.25  # times the estimate of the next candidate: built in full, that one may be better
@@ -99,27 +99,12 @@ def build(
             kept_dtype(rows),
             work,
         )
-        whole_recipe, kind, measured, choice = _build(asked, resolved)
-        head = {
-            "format": FORMAT,
-            "version": VERSION,
-            "generation": 1,
-            "next_segment": 2,
-            "recipe": whole_recipe,
-            "metric": "cosine",
-            "side": side,
-            "dim": rows.dim,
-            "next_id": int(ids.max()) + 1,
-            "fingerprint": fingerprint,
-            "encoder": name,
-            "source": str(source.folder.absolute()) if is_store(source) else None,
-            "mean": None if kind.mean is None else [float(value) for value in kind.mean],
-            "choice": choice,
-            **measured.record,
-        }
+        chosen, kind, measured, choice = _build(asked, resolved)
         entry = _write(folder, asked, kind, measured)
         check_memory(entry["files"]["index"]["bytes"], most_bytes, kind.name, len(rows), rows.dim)
-        commit(folder, {**head, "spread": entry["spread"]}, [entry])
+        whose_and_what = new_head(kind.mean, side, rows.dim, ids, (fingerprint, name), source_folder(source))
+        head = {**whose_and_what, "recipe": chosen, "choice": choice, "spread": entry["spread"], **measured.record}
+        commit(folder, head, [entry])
 
 
 def _build(asked: Asked, recipe: dict[str, Any]) -> tuple[dict[str, Any], Kind, Measured, list[dict[str, Any]] | None]:
@@ -127,13 +112,15 @@ def _build(asked: Asked, recipe: dict[str, Any]) -> tuple[dict[str, Any], Kind, 
     if recipe["build"]["kind"] != "auto":
         return recipe, *_one(asked, recipe), None
     candidates = _candidates(asked, recipe)
-    exact_fits = any(one["recipe"] == "flat" and one["order"] is not None for one in candidates)
+    able = sorted((one for one in candidates if one["order"] is not None), key=lambda one: one["order"])
+    recipes = {one["recipe"]: load_recipe(one["recipe"], len(asked.rows)) for one in able}
+    exact_fits = any(not chosen["search"] for chosen in recipes.values())
     best: tuple[dict[str, Any], Callable[[], Kind], Measured] | None = None
     last: OutOfReach | None = None
-    for one in sorted((one for one in candidates if one["order"] is not None), key=lambda one: one["order"]):
+    for one in able:
         if best is not None and (one["guessed"] or best[2].cost <= DISAPPOINTS * _estimate(one)):
             continue
-        chosen = load_recipe(one["recipe"], len(asked.rows))
+        chosen = recipes[one["recipe"]]
         sys.stderr.write(f"index: building {one['recipe']}\n")
         try:
             kind, measured = _one(asked, chosen)
@@ -146,13 +133,13 @@ def _build(asked: Asked, recipe: dict[str, Any]) -> tuple[dict[str, Any], Kind, 
         clear(asked.work, *OURS)
         one["measured"] = {how: measured.latency[how] for how in ("single_ms", "batch_ms_per_query")}
         if best is None or measured.cost < best[2].cost:
-            best = {**chosen, "asked": recipe["name"]}, _aside(kind, asked.work / "best.faiss"), measured
+            best = one, _aside(kind, asked.work / "best.faiss"), measured
         del kind  # two at once would take twice the memory
     if best is None:
         raise ValueError(str(last)) from last
-    candidates = [{**one, "chosen": one["recipe"] == best[0]["name"]} for one in candidates]
+    candidates = [{**one, "chosen": one is best[0]} for one in candidates]
     sys.stderr.write(table(candidates) + "\n")
-    return best[0], best[1](), best[2], candidates
+    return {**recipes[best[0]["recipe"]], "asked": recipe["name"]}, best[1](), best[2], candidates
 
 
 def _aside(kind: Kind, path: Path) -> Callable[[], Kind]:

@@ -61,13 +61,13 @@ class Generation:
         return self.manifest["segments"]
 
 
-def open_generation(folder: Path, verify: bool = False, mapped: bool = True) -> Generation:
-    """Open what the manifest names. mapped: rows stay on disk until they are read (a writer may want them in memory)."""
+def open_generation(folder: Path, verify: bool = False) -> Generation:
+    """Open what the manifest names; rows stay on disk until they are read. verify: hash every file first."""
     while True:
         manifest = read_manifest(folder)
         try:
             check_files(folder, manifest, verify)
-            return _open(folder, manifest, verify, mapped)
+            return _open(folder, manifest, verify)
         except (KeyError, TypeError, AttributeError, OverflowError, IndexError) as error:
             raise ValueError(
                 f"{folder}: its manifest is not that of an index ({error!r}); restore it or build the index again"
@@ -78,20 +78,19 @@ def open_generation(folder: Path, verify: bool = False, mapped: bool = True) -> 
                 raise
 
 
-def _open(folder: Path, manifest: dict[str, Any], verify: bool, mapped: bool) -> Generation:
-    if manifest["recipe"]["build"].get("kind") not in KINDS or not manifest["segments"]:
-        raise ValueError(
-            f"{folder}: kind {manifest['recipe']['build'].get('kind')!r} is unknown to this dualenc; update it"
-        )
-    opened = [open_segment(folder, manifest, entry, verify, mapped) for entry in manifest["segments"]]
+def _open(folder: Path, manifest: dict[str, Any], verify: bool) -> Generation:
+    kind = manifest["recipe"]["build"]["kind"]
+    if kind not in KINDS:
+        raise ValueError(f"{folder}: kind {kind!r} is unknown to this dualenc; update it")
+    opened = [_open_segment(folder, manifest, entry, verify) for entry in manifest["segments"]]
     catalog = Catalog([segment for segment, _ in opened], [file for _, file in opened])
     if len(catalog) != manifest["rows"]:
         raise ValueError(f"{folder} has {len(catalog)} ids for {manifest['rows']} rows; restore it or build again")
     return Generation(manifest, catalog.segments, catalog)
 
 
-def open_segment(
-    folder: Path, manifest: dict[str, Any], entry: dict[str, Any], verify: bool = False, mapped: bool = True
+def _open_segment(
+    folder: Path, manifest: dict[str, Any], entry: dict[str, Any], verify: bool
 ) -> tuple[Segment, MetadataFile | None]:
     """Open one segment and its metadata."""
     paths = {role: folder / Path(file["name"]).name for role, file in entry["files"].items()}
@@ -103,7 +102,7 @@ def open_segment(
         raise ValueError(f"{paths['ids']} has {len(ids)} ids for {entry['rows']} rows; restore it or build again")
     build = manifest["recipe"]["build"]
     read = KINDS[build["kind"]].read
-    kind = read(paths["index"], build, manifest["dim"], entry["rows"], mean_of(manifest), mapped)
+    kind = read(paths["index"], build, manifest["dim"], entry["rows"], mean_of(manifest))
     vectors: Rows | None = None
     if "vectors" in paths:
         vectors = stored([paths["vectors"]])

@@ -19,6 +19,31 @@ from dualenc.index.shape import misfit
 NAME, FORMAT, VERSION = "manifest.json", "dualenc-index", 2
 
 
+def new_head(
+    mean: np.ndarray | None,
+    side: str,
+    dim: int,
+    ids: np.ndarray,
+    encoder: tuple[str | None, str | None],
+    source: str | None,
+) -> dict[str, Any]:
+    """What the manifest of a new index says of what it is and whose. encoder: (fingerprint, name or path)."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "generation": 1,
+        "next_segment": 2,
+        "metric": "cosine",
+        "side": side,
+        "dim": dim,
+        "next_id": int(ids.max()) + 1 if len(ids) else 0,
+        "fingerprint": encoder[0],
+        "encoder": encoder[1],
+        "source": source,
+        "mean": None if mean is None else [float(value) for value in mean],
+    }
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of an index folder. FileNotFoundError or ValueError says why it is none, or a damaged one."""
     path = folder / NAME

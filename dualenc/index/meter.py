@@ -13,11 +13,28 @@ from dualenc.index.budget import in_words
 from dualenc.index.recall import Truth, lower_bound, recall_per_query
 
 SLACK = 1e-9  # means of tenths are off their decimal fractions by rounding
+STRIDE = 3  # rungs from one coarse step to the next; the shipped ladders grow by a third to a half a rung
 FEW = 100  # queries that a setting is first tried on: they warm it up, and tell those that are far from the target
 
 Setting = dict[str, int]
 Search = Callable[[np.ndarray, int, Setting], tuple[np.ndarray, np.ndarray]]
 Place = tuple[int, int]  # positions on the ladder of widths (nprobe, efSearch) and on that of re-rank factors
+
+
+def least(
+    meets: Callable[[int], bool], first: int, last: int, too_dear: Callable[[int], bool] = lambda place: False
+) -> int | None:
+    """The least place from `first` to `last` that `meets`, where those above one that does do too: by strides, so that
+    nothing much larger is measured, then by bisection. None: there is none, or one that does not meet is `too_dear`."""
+    short, place = first - 1, first
+    while not meets(place):
+        if place == last or too_dear(place):
+            return None
+        short, place = place, min(place + STRIDE, last)
+    while place - short > 1:
+        middle = (short + place) // 2
+        short, place = (short, middle) if meets(middle) else (middle, place)
+    return place
 
 
 class Meter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 
 from dualenc.index.fill import CODE_ROWS, GRAPH_BLOCK
 from dualenc.index.kinds import KINDS, Kind
-from dualenc.index.meter import SLACK
+from dualenc.index.meter import SLACK, least
 from dualenc.index.recall import Truth, recall_per_query, truth
 from dualenc.index.recipe import FEWEST_ROWS_PER_LIST
 from dualenc.index.segment import Segment
@@ -21,7 +22,6 @@ from dualenc.index.vectors import Array
 Clock = Callable[[], float]
 TRIAL_ITERATIONS = 4  # of k-means
 TIMED = 200  # queries of a batch that is timed
-STRIDE = 3  # widths skipped while none is wide enough
 ALONE = 40  # queries that are timed one at a time
 TURNS, LONG = 3, 0.3  # times that a batch is timed at most, and seconds after which that is enough
 
@@ -115,25 +115,13 @@ class _Finder:
         most = None if self._kind.exact else self._found(self._widths[last], self._factors[-1])
         for factor in self._factors:
             reachable = most is None or self._enough(self._hits(*most, factor))
-            width = self._least(factor, last) if reachable else None
+            width = least(functools.partial(self._meets, factor=factor), 0, last) if reachable else None
             if width is not None and (not settings or width < last):
                 settings.append(self._setting(self._widths[width], factor))
             elif settings:
                 break
             last = last if width is None else width
         return settings
-
-    def _least(self, factor: int, last: int) -> int | None:
-        """The least width up to `last` that meets the target: by strides, so that little that is wide is measured."""
-        short, width = -1, 0
-        while not self._meets(width, factor):
-            if width == last:
-                return None
-            short, width = width, min(width + STRIDE, last)
-        while width - short > 1:
-            middle = (short + width) // 2
-            short, width = (short, middle) if self._meets(middle, factor) else (middle, width)
-        return width
 
     def recall(self, setting: dict[str, int]) -> float:
         """Mean recall at a setting."""

@@ -19,12 +19,11 @@ import numpy as np
 from tqdm import tqdm
 
 from dualenc.index.budget import OutOfReach, in_words
-from dualenc.index.meter import Meter, Place, Search, Setting
+from dualenc.index.meter import STRIDE, Meter, Place, Search, Setting, least
 from dualenc.index.recall import LEVEL, Truth
 from dualenc.index.recall import truth as truth
 
 K = 10
-STRIDE = 3  # rungs from one coarse step to the next; the shipped ladders grow by a third to a half a rung
 NEARLY = 0.999  # recall at which the curve ends
 SIMILAR = 1.5  # settings within this of the cheapest are timed again, by turns
 
@@ -126,21 +125,12 @@ def _cheapest(meter: Meter, halves: tuple[int, ...]) -> Place | None:
 
 
 def _least_width(meter: Meter, rerank: int, first: int, halves: tuple[int, ...], limit: float) -> int | None:
-    """The least width from `first` on that meets the target: by strides, so that nothing much wider than needed is
-    measured, then by bisection. None: there is none, or it costs more than `limit` ms."""
+    """The least width from `first` on that meets the target; None: there is none, or it costs more than `limit` ms."""
 
     def meets(width: int) -> bool:
         return all(meter.meets((width, rerank), half) for half in halves)
 
-    short = width = first
-    while not meets(width):
-        if width == meter.last[0] or meter.ms((width, rerank)) > limit:
-            return None
-        short, width = width, min(width + STRIDE, meter.last[0])
-    while width - short > 1:
-        middle = (short + width) // 2
-        short, width = (short, middle) if meets(middle) else (middle, width)
-    return width
+    return least(meets, first, meter.last[0], lambda width: meter.ms((width, rerank)) > limit)
 
 
 def _best(meter: Meter) -> str:

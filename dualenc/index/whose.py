@@ -14,6 +14,11 @@ def store_metadata(source: Any, side: str) -> Any:
     return source.metadata() if side == "image" else source.text_metadata()
 
 
+def source_folder(source: Any) -> str | None:
+    """Where the store is that an index is made from; None for plain vectors."""
+    return str(source.folder.absolute()) if is_store(source) else None
+
+
 def whose(source: Any, encoder: Any) -> tuple[str | None, str | None]:
     """(fingerprint, name or path) of the encoder: the store's, or the one given; ValueError where they differ."""
     theirs = (source.fingerprint, source.encoder) if is_store(source) else (None, None)

@@ -106,7 +106,7 @@ class Kind:
         self.index.add_with_ids(rows if self.mean is None else rows - self.mean, ids)
 
     def remove(self, ids: np.ndarray) -> None:
-        """Take the rows with these ids (n,) out of the FAISS index; the others keep their order."""
+        """Take the rows with these ids (n,) out of the FAISS index."""
         self._changed()
         ids = np.ascontiguousarray(ids, np.int64)
         self.index.remove_ids(faiss.IDSelectorBatch(ids))
