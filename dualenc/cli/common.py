@@ -55,6 +55,12 @@ def compute(options: argparse.Namespace) -> dict[str, Any]:
     return chosen | {"devices": int(devices) if devices.isdigit() else devices}
 
 
+def used_for(rows: Any) -> dict[str, Any]:
+    """What `DualEncoder.load` needs to know of the store or index that an encoder is used with: nothing where that does
+    not say whose it is."""
+    return {"fingerprint": rows.fingerprint, "dim": rows.dim} if rows is not None and rows.fingerprint else {}
+
+
 def print_json(value: Any) -> None:
     """Standard JSON to stdout, whole or not at all; numbers that JSON has no place for become null."""
     sys.stdout.write(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")

@@ -29,6 +29,12 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--dtype", choices=("float16", "float32"), default="float16", help="of the stored embeddings (default float16)"
     )
+    parser.add_argument(
+        "--dim",
+        type=int,
+        metavar="N",
+        help="keep the first N dimensions alone (for an encoder trained with matryoshka)",
+    )
     compute_options(parser, several=True)
 
 
@@ -45,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     from dualenc.model.encoder import DualEncoder
 
     source = open_source(options.data)  # before the encoder: a wrong path is told at once
-    encoder = DualEncoder.load(options.encoder, decode=options.decode or "exact")
+    encoder = DualEncoder.load(options.encoder, decode=options.decode or "exact", dim=options.dim)
     store = write_store(encoder, source, options.out, part=options.part, dtype=options.dtype, **compute(options))
     if rank() != 0:
         return 0

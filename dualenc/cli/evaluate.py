@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dualenc.cli.common import command, compute, compute_options, group, is_store, print_json
+from dualenc.cli.common import command, compute, compute_options, group, is_store, print_json, used_for
 
 BLOCK = 64  # images that `classify` holds at a time
 ENCODER = "encoder folder, .ckpt, open_clip NAME:TAG, or hf-hub:org/repo"
@@ -117,8 +117,8 @@ def _embedded(options: argparse.Namespace, data: str, encoder: Any = None) -> tu
 
     source = None if is_store(data) else open_source(data)  # before the encoder: a wrong path is told at once
     if encoder is None:
-        theirs = open_store(data).fingerprint if source is None else None
-        encoder = DualEncoder.load(options.encoder, decode=options.decode or "exact", fingerprint=theirs)
+        store = open_store(data) if source is None else None
+        encoder = DualEncoder.load(options.encoder, decode=options.decode or "exact", **used_for(store))
     if source is None:
         return encoder, read_embedded(data, encoder)
     return encoder, embed_source(encoder, source, **compute(options))

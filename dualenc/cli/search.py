@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from dualenc.cli.common import command, print_json
+from dualenc.cli.common import command, print_json, used_for
 
 
 def register(commands: Any) -> None:
@@ -86,7 +86,7 @@ def _encoder(index: Any, options: argparse.Namespace) -> Any:
     if name is None:
         raise ValueError(f"{options.index} does not say which encoder made it; name it with --encoder")
     try:
-        return DualEncoder.load(name, fingerprint=index.manifest.get("fingerprint"))
+        return DualEncoder.load(name, **used_for(index))
     except (ValueError, OSError) as error:
         if options.encoder:
             raise

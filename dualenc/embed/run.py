@@ -26,7 +26,6 @@ from dualenc.embed.describe import describe
 from dualenc.embed.store import Store, open_store
 from dualenc.embed.store_writer import StoreWriter
 from dualenc.model.encoder import DualEncoder
-from dualenc.model.towers import image_features, text_features_sorted
 
 log = logging.getLogger("dualenc")
 
@@ -52,16 +51,16 @@ class _Predict(pl.LightningModule):
 
     def __init__(self, encoder: DualEncoder, bar: tqdm):
         super().__init__()
-        self.model, self.bar = encoder.model, bar
+        self.model, self.encoder, self.bar = encoder.model, encoder, bar
         self.parts: list[dict[str, Any]] = []
         self.truncated = 0
 
     def predict_step(self, batch: dict[str, Any], _: int) -> None:
         row = batch["text_row"]
         kept = batch["valid"][row]
-        text = text_features_sorted(self.model, batch["all_text"])[kept] if len(row) else torch.empty(0, 0)
+        text = self.encoder.text_features(batch["all_text"])[kept] if len(row) else torch.empty(0, 0)
         part = {
-            "image": image_features(self.model, batch["image"])[batch["valid"]].float().cpu().numpy(),
+            "image": self.encoder.image_features(batch["image"])[batch["valid"]].float().cpu().numpy(),
             "position": batch["position"][batch["valid"]].cpu().numpy(),
             "text": text.float().cpu().numpy(),
             "owner": batch["position"][row][kept].cpu().numpy(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -18,7 +19,7 @@ from torch import nn
 from dualenc.images import open_image, to_rgb
 from dualenc.model import folder
 from dualenc.model.spec import input_spec
-from dualenc.model.towers import image_features, text_features_sorted
+from dualenc.model.towers import image_features, prefix, text_features_sorted
 from dualenc.pixels import FAST, evaluation
 
 log = logging.getLogger("dualenc")
@@ -32,6 +33,9 @@ class DualEncoder:
     Attributes: `dim` D; `fingerprint` (see DESIGN, "Encoder folder"); `path` what it was loaded from; `model`,
     `tokenizer` open_clip's own; `spec` what loader workers need; `decode` how images are decoded: "exact", or "fast", which
     takes large JPEGs at a part of their sides and stays within 1/255 in the mean.
+
+    dim: cut embeddings at that many dimensions, and make them unit rows again: for encoders that were trained so
+    (Matryoshka, Kusupati et al. 2022).
     """
 
     def __init__(
@@ -40,14 +44,20 @@ class DualEncoder:
         path: str = "",
         device: str | torch.device | None = None,
         decode: str = "exact",
+        dim: int | None = None,
     ):
         if decode not in FAST:
             raise ValueError(f"decode {decode!r} is unknown; use {' or '.join(FAST)}")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        whole = int(loaded.model_cfg["embed_dim"])
+        if dim is not None and not 1 <= dim <= whole:
+            raise ValueError(f"dim {dim}: embeddings of this encoder have {whole} dimensions; use 1 to {whole}")
+        self.dim = dim or whole  # D, the width of an embedding
         self.model: nn.Module = loaded.model.eval()
         self.tokenizer, self.model_cfg, self.provenance = loaded.tokenizer, loaded.model_cfg, loaded.provenance
         self.path, self.decode = path, decode
-        self.fingerprint = folder.fingerprint(self.model, self.tokenizer, decode)
+        way = decode, None if self.dim == whole else dim
+        self.fingerprint = folder.fingerprints(self.model, self.tokenizer, [way])[0]
         self.model.to(self.device)
 
     @classmethod
@@ -57,32 +67,39 @@ class DualEncoder:
         device: str | torch.device | None = None,
         decode: str = "exact",
         fingerprint: str | None = None,
+        dim: int | None = None,
     ) -> DualEncoder:
         """Load an encoder folder, a training .ckpt, "NAME:TAG", "NAME:random", "NAME:FILE" or "hf-hub:org/repo" (open_clip's).
 
-        fingerprint: that of a store or an index it is to be used with; where that was made with the fast decode, so is the
-        encoder. ValueError or FileNotFoundError with one line when it is none of these, or damaged. Nothing is unpickled.
+        fingerprint, dim: those of a store or an index it is to be used with; where that was made with the fast decode or
+        with embeddings cut at `dim`, so is the encoder. ValueError or FileNotFoundError with one line when it is none of
+        these, or damaged. Nothing is unpickled.
         """
         path = str(Path(name).resolve()) if Path(name).exists() else str(name)
         loaded = folder.load(str(name))
-        if fingerprint is not None and fingerprint == folder.fingerprint(loaded.model, loaded.tokenizer, "fast"):
-            decode = "fast"
-        return cls(loaded, path, device, decode)
+        if fingerprint is not None:
+            ways = list(itertools.product(FAST, (None, dim)))
+            marks = dict(zip(folder.fingerprints(loaded.model, loaded.tokenizer, ways), ways, strict=True))
+            decode, dim = marks.get(fingerprint, (decode, None))
+        return cls(loaded, path, device, decode, dim)
 
     def save(self, path: str | Path, replace: bool = False) -> str:
         """Write an encoder folder; returns the fingerprint."""
         loaded = folder.Loaded(self.model, self.tokenizer, self.model_cfg, self.provenance)
         return folder.save_folder(path, loaded, replace=replace)
 
-    @property
-    def dim(self) -> int:
-        """D, the width of an embedding."""
-        return int(self.model_cfg["embed_dim"])
-
     @cached_property
     def spec(self) -> dict[str, Any]:
         """Plain values for loader workers (`dualenc.model.spec.input_spec`)."""
         return input_spec(self.model, self.tokenizer)
+
+    def image_features(self, images: torch.Tensor) -> torch.Tensor:
+        """Unit rows (B, dim) of uint8 images (B, 3, H, W) that `spec` describes."""
+        return prefix(image_features(self.model, images), self.dim)
+
+    def text_features(self, tokens: torch.Tensor, chunk: int = 64) -> torch.Tensor:
+        """Unit rows (T, dim) of token ids (T, L), `chunk` captions at a time."""
+        return prefix(text_features_sorted(self.model, tokens, chunk), self.dim)
 
     def embed_images(self, images: Sequence[str | Path | Image.Image], batch_size: int = 64) -> np.ndarray:
         """Embed files or PIL images, which are treated alike. Returns (N, D) float32, unit rows.
@@ -97,7 +114,7 @@ class DualEncoder:
 
         def batch(part: Sequence[Any]) -> torch.Tensor:
             stacked = torch.from_numpy(np.stack([pixels(picture) for picture in part])).permute(0, 3, 1, 2)
-            return image_features(self.model, stacked.to(self.device))
+            return self.image_features(stacked.to(self.device))
 
         return self._embed(batch, _several(images), batch_size)
 
@@ -114,7 +131,7 @@ class DualEncoder:
             full = [text for text, last in zip(part, tokens[:, -1].tolist(), strict=True) if last]
             if hasattr(self.tokenizer, "encode"):
                 cut += sum(len(self.tokenizer.encode(text)) + 2 > tokens.shape[1] for text in full)
-            return text_features_sorted(self.model, tokens.to(self.device), batch_size)
+            return self.text_features(tokens.to(self.device), batch_size)
 
         rows = self._embed(piece, _several(texts), batch_size * -(-PIECE // batch_size))
         if cut:

@@ -6,6 +6,7 @@ import copy
 import difflib
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,19 +35,30 @@ class Loaded(NamedTuple):
     provenance: dict[str, Any]
 
 
-def fingerprint(model: nn.Module, tokenizer: Any, decode: str = "exact") -> str:
-    """SHA-256 over the tensors sorted by name (name, dtype, shape, bytes) and canonical JSON of preprocessing and tokenizer.
+def fingerprint(model: nn.Module, tokenizer: Any) -> str:
+    """SHA-256 over the tensors sorted by name (name, dtype, shape, bytes) and canonical JSON of preprocessing and tokenizer."""
+    return fingerprints(model, tokenizer, [("exact", None)])[0]
 
-    decode: how images are decoded; any other than "exact" gives other embeddings, so it is a part of the preprocessing.
+
+def fingerprints(model: nn.Module, tokenizer: Any, ways: Iterable[tuple[str, int | None]]) -> list[str]:
+    """The fingerprint of an encoder for each of several ways to use it, (decode, dim).
+
+    Images that are decoded any other way than "exact", and embeddings that are cut at `dim` dimensions, are others: both
+    are then a part of the preprocessing.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    preprocess = preprocess_of(model) | ({} if decode == "exact" else {"decode": decode})
-    about = {"preprocess": preprocess, "tokenizer": tokenizer_of(tokenizer)}
-    digest.update(json.dumps(about, sort_keys=True, separators=(",", ":")).encode())
-    return digest.hexdigest()
+    preprocess, vocabulary = preprocess_of(model), tokenizer_of(tokenizer)
+    marks = []
+    for decode, dim in ways:
+        unlike = ({} if decode == "exact" else {"decode": decode}) | ({} if dim is None else {"dim": dim})
+        about = {"preprocess": preprocess | unlike, "tokenizer": vocabulary}
+        whole = digest.copy()
+        whole.update(json.dumps(about, sort_keys=True, separators=(",", ":")).encode())
+        marks.append(whole.hexdigest())
+    return marks
 
 
 def preprocess_of(model: nn.Module) -> dict[str, Any]:

@@ -103,6 +103,11 @@ def text_features_sorted(model: Any, tokens: Tensor, chunk: int = 64) -> Tensor:
     return rows[order.argsort().to(rows.device)]
 
 
+def prefix(rows: Tensor, dim: int) -> Tensor:
+    """The first `dim` of the dimensions of unit rows (N, D), as unit rows again."""
+    return rows if rows.shape[-1] == dim else F.normalize(rows[..., :dim], dim=-1)
+
+
 def pads_to_longest(model: Any) -> bool:
     """True where padding after the end of text changes nothing: causal attention, pooled at the end of text."""
     text = getattr(model, "text", model)

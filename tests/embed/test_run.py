@@ -57,6 +57,18 @@ def whole(encoder, messy, tmp_path_factory):
     return out
 
 
+def test_a_store_of_fewer_dimensions_is_searched_by_the_same_encoder(encoder_folder, val_shards, tmp_path, capsys):
+    store, index = tmp_path / "store", tmp_path / "index"
+    words = ["--encoder", str(encoder_folder), "--data", str(val_shards), "--out", str(store), "--workers", "0"]
+    assert main(["embed", *words, "--dim", "6"]) == 0
+    assert open_store(store).dim == 6
+    assert main(["index", "build", str(store), str(index), "--recipe", "flat"]) == 0
+    capsys.readouterr()
+    assert main(["search", str(index), "a red one", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+    assert main(["eval", "retrieval", "--encoder", str(encoder_folder), "--data", str(store), "--json"]) == 0
+
+
 def same(one, other):
     a, b = open_store(one, verify=True), open_store(other, verify=True)
     first, second = read_embedded(one), read_embedded(other)

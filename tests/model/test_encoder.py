@@ -149,3 +149,23 @@ def test_the_fast_decode_is_close_and_another_fingerprint(encoder_folder, tmp_pa
     assert 0 < np.abs(one - other).max() < 0.05
     with pytest.raises(ValueError, match="decode 'quick' is unknown"):
         DualEncoder.load(encoder_folder, "cpu", "quick")
+
+
+def test_embeddings_cut_at_fewer_dimensions_are_unit_prefixes_and_another_encoder(encoder_folder, encoder):
+    cut = DualEncoder.load(encoder_folder, "cpu", dim=5)
+    picture = Image.new("RGB", (40, 30), "red")
+    for embed, item in (("embed_images", picture), ("embed_texts", "a red circle")):
+        whole, found = getattr(encoder, embed)([item]), getattr(cut, embed)([item])
+        assert found.shape == (1, 5) and cut.dim == 5
+        np.testing.assert_allclose(found, whole[:, :5] / np.linalg.norm(whole[:, :5]), atol=1e-6)
+    assert cut.fingerprint != encoder.fingerprint
+    assert DualEncoder.load(encoder_folder, "cpu", dim=encoder.dim).fingerprint == encoder.fingerprint
+    for mark, dim, expected in (
+        (cut.fingerprint, 5, 5),
+        (encoder.fingerprint, 5, encoder.dim),
+        ("of another", 5, encoder.dim),
+    ):
+        assert DualEncoder.load(encoder_folder, "cpu", fingerprint=mark, dim=dim).dim == expected
+    for dim in (0, -1, encoder.dim + 1):
+        with pytest.raises(ValueError, match=f"dim {dim}: embeddings of this encoder have {encoder.dim}"):
+            DualEncoder.load(encoder_folder, "cpu", dim=dim)
