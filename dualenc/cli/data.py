@@ -11,7 +11,7 @@ from dualenc.cli.common import command, group, print_json
 
 def register(commands: Any) -> None:
     verbs = group(commands, "data", "make, check and measure shards")
-    for add in (_add_scenes, _add_pack, _add_check, _add_bench):
+    for add in (_add_scenes, _add_pack, _add_check, _add_bench, _add_mine):
         add(verbs)
 
 
@@ -95,6 +95,32 @@ def _add_bench(verbs: Any) -> None:
     _leave_to_fit(parser)
 
 
+def _add_mine(verbs: Any) -> None:
+    parser = command(
+        verbs,
+        "mine",
+        run_mine,
+        "find each sample's hard negatives in a store of the training data, for data.hard_negatives of fit",
+        "dualenc data mine runs/photos/store runs/photos/hard.parquet --side text --neighbours 20",
+    )
+    parser.add_argument("store", help="embeddings of the training data, as `dualenc embed` writes them")
+    parser.add_argument("out", help="the file of hard negatives (parquet)")
+    parser.add_argument(
+        "--side",
+        choices=("image", "text", "cross"),
+        help="image: samples whose images are alike; text: whose captions are alike; cross: whose captions are like the image "
+        "(default image)",
+    )
+    parser.add_argument("--neighbours", type=int, metavar="N", help="hard negatives of each sample (default 50)")
+    parser.add_argument("--skip", type=int, metavar="N", help="leave the nearest so many out (default 0)")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="leave samples with a cosine of at least this out: near-duplicates are no negatives (default 0.98)",
+    )
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
 def _leave_to_fit(parser: argparse.ArgumentParser) -> None:
     """Options that the parser does not know go into `settings`, for LightningCLI to read."""
     parse = parser.parse_known_args
@@ -161,4 +187,19 @@ def run_bench(options: argparse.Namespace) -> int:
         print_json(report.to_json())
     else:
         sys.stdout.write(f"{report}\n")
+    return 0
+
+
+def run_mine(options: argparse.Namespace) -> int:
+    from dualenc.embed.store import open_store
+    from dualenc.train.mine import mine
+
+    names = ("neighbours", "side", "skip", "threshold")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    report = mine(open_store(options.store), options.out, **given)
+    if options.json:
+        print_json(report)
+    else:
+        found = f"{report['pairs']:,} hard negatives of {report['rows']:,} images"
+        sys.stdout.write(f"{options.out}: {found} ({report['side']} side)\n")
     return 0

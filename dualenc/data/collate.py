@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +12,19 @@ import torch
 from dualenc.data.text import make_tokenizer
 
 
+def key_group(key: str) -> int:
+    """A number for a key, 0 .. 2^63 - 1: equal for equal keys on every machine, another for others (but once in 2^63 pairs)."""
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
 class Collate:
     """A list of rows to a batch: `image` uint8 (B, 3, H, W), channels last in memory, `text` int64 (B, L) of first captions,
-    `key`, `valid` (B,), `label` int64 (B,) where all have one, `position` int64 (B,) in the source, `reason` why a row is not
-    valid, `origin` which of several sources it comes from, `truncated` how many captions were cut at the context.
+    `key`, `group` int64 (B,) the keys' numbers (`key_group`), `valid` (B,), `label` int64 (B,) where all have one, `position`
+    int64 (B,) in the source, `reason` why a row is not valid, `origin` which of several sources it comes from, `truncated`
+    how many captions were cut at the context.
 
+    Rows without pixels (`Prepare`'s `pixels`) make a batch without `image`.
     captions K > 1: also `texts` int64 (B, K, L), of which the first is `text`.
     all_captions: also `all_text` int64 (T, L) with `text_row` int64 (T,), the row of the batch that each belongs to.
     """
@@ -26,10 +35,12 @@ class Collate:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         before = self.tokenizer.truncated
-        batch: dict[str, Any] = {
-            "image": torch.from_numpy(np.stack([r["image"] for r in rows])).permute(0, 3, 1, 2),
+        images = [r["image"] for r in rows if r["image"] is not None]
+        batch: dict[str, Any] = {"image": torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)} if images else {}
+        batch |= {
             "text": torch.from_numpy(self.tokenizer([(r["captions"] or [""])[0] for r in rows])),
             "key": [r["key"] for r in rows],
+            "group": torch.tensor([key_group(r["key"]) for r in rows], dtype=torch.int64),
             "valid": torch.tensor([r["reason"] is None for r in rows]),
             "position": torch.tensor([r["position"] for r in rows]),
             "reason": [r["reason"] for r in rows],

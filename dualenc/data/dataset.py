@@ -42,6 +42,7 @@ class Batches(torch.utils.data.Dataset):
     ):
         self.source, self.prepare, self.cache, self.block = source, prepare, cache, block
         self.collate = Collate(prepare.spec, all_captions, prepare.captions)
+        self.kinds = KINDS if cache is None and prepare.pixels else KINDS_BUT_IMAGE  # what is read of a sample
         self._asked: collections.deque[int] = collections.deque(maxlen=64)
 
     def __getitem__(self, places: list[tuple[int, int]]) -> dict[str, Any]:
@@ -55,10 +56,8 @@ class Batches(torch.utils.data.Dataset):
             return self.prepare.unusable(PADDING, "", "padding")
         origin = int(self.source.origin[position])
         try:
-            if self.cache is None:
-                sample, image = self.source.sample(position), None
-            else:
-                sample, image = self.source.sample(position, KINDS_BUT_IMAGE), self.cache[position]
+            sample = self.source.sample(position, self.kinds)
+            image = None if self.cache is None else self.cache[position]
         except (OSError, BadImage) as error:
             return self.prepare.unusable(position, self.source.keys[position], _reason(error), origin)
         return self.prepare(sample, epoch, position, origin, image)

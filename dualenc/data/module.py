@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 
 from dualenc.data.collate import Collate
 from dualenc.data.dataset import ImageCache
+from dualenc.data.hard import Neighbours, hard_order, read_neighbours
 from dualenc.data.loader import make_loader, most_captions, warn_of_missing
-from dualenc.data.order import BatchOrder, epoch_order, weighted_counts, weighted_order
+from dualenc.data.order import BatchOrder, epoch_order, refuse_another_order, weighted_counts, weighted_order
 from dualenc.data.prepare import Prepare
 from dualenc.data.resume import digest, go_on
 from dualenc.data.settings import check_settings, check_streamed, refuse_same_shard
@@ -50,6 +51,11 @@ class PairData(pl.LightningDataModule):
         caption_fields: where training captions are drawn from, with probabilities, such as {txt: 0.5, synthetic: 0.5}:
             txt is KEY.txt, other names are fields of KEY.json; null takes KEY.txt.
         decode: fast decodes a training JPEG at the smallest scale that its crop needs, exact decodes it whole.
+        image_store: a store of the training images that model.start_from embedded; training takes its embeddings and reads
+            no image, so the image tower must be frozen (LiT: Zhai et al. 2022). Validation decodes images as ever.
+        hard_negatives: a file of `dualenc data mine`; batches then bring samples and their hard negatives together.
+        hard_share: share of a batch that is hard negatives of its other samples, as far as there are enough; 1 brings all of
+            each sample.
         augment: training augmentation.
         stream: reading what is not local.
         spec: size, normalisation and vocabulary; filled in from the model.
@@ -71,6 +77,9 @@ class PairData(pl.LightningDataModule):
         captions: int | str = 1,
         caption_fields: dict[str, float] | None = None,
         decode: str = "fast",
+        image_store: str | None = None,
+        hard_negatives: str | None = None,
+        hard_share: float = 0.5,
         augment: Augment = Augment(),  # noqa: B008  (never changed; the default is the command line's documentation)
         stream: StreamOptions = StreamOptions(),  # noqa: B008  (likewise)
         spec: dict[str, Any] | None = None,
@@ -82,11 +91,13 @@ class PairData(pl.LightningDataModule):
         self.captions: int | str = captions
         self.fields = caption_fields
         self.decode, self.augment, self.stream, self.spec = decode, augment, stream, spec
+        self.image_store, self.hard_negatives, self.hard_share = image_store, hard_negatives, hard_share
         check_settings(self)
         self.sources: dict[str, Source] = {}
         self.streams: list[list[str]] | None = None  # the shards of each item of `train`, where they are streams
         self._cache: ImageCache | None = None
         self._digest = ""  # of the training shards
+        self._mined: Neighbours | None = None
         self._before: dict[str, Any] = {}  # the data settings of the run that a checkpoint is of
 
     def train_items(self) -> list[str]:
@@ -129,6 +140,8 @@ class PairData(pl.LightningDataModule):
         if self.fields is not None:
             warn_of_missing(self.sources["train"], self.fields)
         self._digest = self.sources["train"].digest()
+        if self.hard_negatives is not None:
+            self._mined = read_neighbours(self.hard_negatives, self.sources["train"].keys)
         if self.weights is not None:
             _ = self.batches  # weights that cannot be met are an error before any work
         if self.cache_side and self._cache is None:
@@ -175,7 +188,8 @@ class PairData(pl.LightningDataModule):
         if done:
             self._check_resumed()
         assert isinstance(self.captions, int)
-        prepare = Prepare(self._spec(), self.augment, self.seed, self.captions, self.fields, self.decode)
+        pixels = self.image_store is None
+        prepare = Prepare(self._spec(), self.augment, self.seed, self.captions, self.fields, self.decode, pixels)
         place = {"epoch": epoch, "start": done, "rank": self.trainer.global_rank, "ranks": self.trainer.world_size}
         if self.streams is not None:
             return make_stream_loader(
@@ -204,9 +218,10 @@ class PairData(pl.LightningDataModule):
     def _order(self, epoch: int) -> np.ndarray:
         """The positions that a training epoch shows, in its order."""
         source = self.sources["train"]
-        if self.weights is None:
-            return epoch_order(len(source), self.seed, epoch, self.shuffle_block)
-        return weighted_order(source.origin, self.weights, self.seed, epoch, self.shuffle_block)
+        if self.weights is not None:
+            return weighted_order(source.origin, self.weights, self.seed, epoch, self.shuffle_block)
+        order = epoch_order(len(source), self.seed, epoch, self.shuffle_block)
+        return order if self._mined is None else hard_order(order, self._mined, self.batch_size, self.hard_share)
 
     def val_dataloader(self) -> list[DataLoader]:
         return [self._evaluation(name) for name in ("val", "zeroshot") if name in self.sources]
@@ -234,6 +249,8 @@ class PairData(pl.LightningDataModule):
             assert self.trainer is not None
             own = {"ranks": self.trainer.world_size, "workers": self.workers, "buffer": self.stream.buffer}
             return about | own | {"shards": digest(self.streams)}
+        hard = (self._mined.digest, self.hard_share) if self._mined is not None else (None, None)
+        about |= dict(zip(("hard_negatives", "hard_share"), hard, strict=True))
         return about | {"shuffle_block": self.shuffle_block, "shards": self._digest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -241,11 +258,4 @@ class PairData(pl.LightningDataModule):
 
     def _check_resumed(self) -> None:
         """In the middle of an epoch, settings that would give another order than it was begun with are refused."""
-        now = self.state_dict()
-        for name, before in self._before.items():
-            if now.get(name) != before:
-                was = "other ones" if name == "shards" else f"{before}, now {now.get(name)}"
-                raise ValueError(
-                    f"the checkpoint stands in the middle of an epoch with {name} {was}: samples would be repeated and others "
-                    "never seen; resume with what it was, or from a checkpoint at an epoch's end"
-                )
+        refuse_another_order(self._before, self.state_dict())

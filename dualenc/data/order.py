@@ -7,7 +7,8 @@ order is the same for any number of workers and ranks.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -130,3 +131,15 @@ def check_batch_size(batch_size: int, ranks: int) -> None:
             f"batch_size {batch_size} does not divide by {ranks} ranks, so their slices would differ; "
             f"use {batch_size // ranks * ranks or ranks} or another multiple of {ranks}"
         )
+
+
+def refuse_another_order(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """ValueError where settings that fix an epoch's order are not those that it was begun with."""
+    for name, value in before.items():
+        if now.get(name) != value:
+            files = name in ("shards", "hard_negatives")  # told by their digests, which would help nobody
+            was = "other ones" if files else f"{value}, now {now.get(name)}"
+            raise ValueError(
+                f"the checkpoint stands in the middle of an epoch with {name} {was}: samples would be repeated and others "
+                "never seen; resume with what it was, or from a checkpoint at an epoch's end"
+            )

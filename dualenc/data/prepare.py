@@ -23,6 +23,7 @@ class Prepare:
     any other name for that field of KEY.json; fields that a sample lacks leave their share to the others.
     Otherwise: all captions of KEY.txt, and open_clip's evaluation preprocessing.
     decode: "fast" decodes a JPEG at the smallest scale that its crop needs, "exact" decodes it whole.
+    pixels: False leaves images out of training rows (None in their place): whoever trains has their embeddings.
     """
 
     def __init__(
@@ -33,15 +34,17 @@ class Prepare:
         captions: int = 1,
         fields: Mapping[str, float] | None = None,
         decode: str = "exact",
+        pixels: bool = True,
     ):
         self.spec, self.augment, self.seed, self.captions = spec, augment, seed, captions
-        self.fields, self.decode = fields or {"txt": 1.0}, decode
+        self.fields, self.decode, self.pixels = fields or {"txt": 1.0}, decode, pixels
 
     def __call__(
         self, sample: Sample, epoch: int, position: int = PADDING, origin: int = 0, image: Image.Image | None = None
     ) -> dict[str, Any]:
         """The row of a sample; image: its picture, where it is already decoded."""
         try:
+            pixels: np.ndarray | None
             picture = sample.parts.get("image", b"") if image is None else image
             if self.augment is None:
                 sample.metadata()  # a store keeps it, so it must be readable
@@ -50,14 +53,15 @@ class Prepare:
             else:
                 rng = sample_rng(self.seed, epoch, sample.key)
                 captions, label = self._drawn(sample, rng), sample.label()
-                pixels = training(picture, self.spec["image"], self.augment, rng, self.decode)
+                spec = self.spec["image"]
+                pixels = training(picture, spec, self.augment, rng, self.decode) if self.pixels else None
         except (BadSample, BadImage) as error:
             return self.unusable(position, sample.key, str(error), origin)
         return self._row(position, sample.key, pixels, captions, label, None, origin)
 
     def unusable(self, position: int, key: str, reason: str, origin: int = 0) -> dict[str, Any]:
         """The row of a sample that cannot be used."""
-        blank = np.zeros((*self.spec["image"]["size"], 3), dtype=np.uint8)
+        blank = np.zeros((*self.spec["image"]["size"], 3), dtype=np.uint8) if self.pixels else None
         return self._row(position, key, blank, [], None, reason, origin)
 
     def _row(self, *values: Any) -> dict[str, Any]:

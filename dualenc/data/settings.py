@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dualenc.data.stream.transport import shown
+from dualenc.data.transforms import Augment
 from dualenc.pixels import FAST
 
 if TYPE_CHECKING:
@@ -43,11 +45,54 @@ def check_settings(data: PairData) -> None:
         raise ValueError(
             f"data.weights has {len(data.weights)} numbers and data.train {len(data.train_items())} items; give one for each"
         )
+    _check_image_store(data)
+    _check_hard_negatives(data)
+
+
+def _check_image_store(data: PairData) -> None:
+    """ValueError for what cannot be done to images that are not there."""
+    if data.image_store is None:
+        return
+    if data.cache_side is not None:
+        raise ValueError(
+            f"data.cache {data.cache_side} keeps decoded images, and with data.image_store none is decoded; leave it out"
+        )
+    if asked := _changes_pixels(data.augment):
+        raise ValueError(
+            f"data.augment.{asked} changes images, and data.image_store has their embeddings alone; leave it out "
+            "(word_dropout may stay)"
+        )
+
+
+def _changes_pixels(augment: Augment) -> str | None:
+    """The first setting, neither the default nor off, that changes images; None where none does."""
+    default, off = Augment(), Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    for name, value in dataclasses.asdict(augment).items():
+        plain = tuple(value) if isinstance(value, list) else value
+        helps = name in ("color_jitter_prob", "rand_augment_magnitude")  # nothing by themselves
+        if name != "word_dropout" and not helps and plain not in (getattr(default, name), getattr(off, name)):
+            return name
+    return None
+
+
+def _check_hard_negatives(data: PairData) -> None:
+    """ValueError for orders that hard negatives cannot be brought into."""
+    if data.hard_negatives is None:
+        return
+    if not 0 < data.hard_share <= 1:
+        raise ValueError(
+            f"data.hard_share is {data.hard_share}, but it is a share of each batch; use a number above 0 and at most 1"
+        )
+    for name, value in {"weights": data.weights, "shuffle_block": data.shuffle_block}.items():
+        if value is not None:
+            raise ValueError(
+                f"data.{name} {value} orders samples in its own way, which data.hard_negatives would undo; leave one of them out"
+            )
 
 
 def check_streamed(data: PairData) -> None:
     """ValueError for settings that need local shards."""
-    needs = {"cache": data.cache_side, "shuffle_block": data.shuffle_block}
+    needs = {"cache": data.cache_side, "shuffle_block": data.shuffle_block, "hard_negatives": data.hard_negatives}
     if data.captions == "all":
         raise ValueError(
             "data.captions all must look at every sample first, which a stream does not allow; set a number"

@@ -21,6 +21,7 @@ from torch import nn
 
 import dualenc
 from dualenc.files import read_json, sha256, whole_folder, write_json
+from dualenc.model.lora import merged_state
 from dualenc.model.towers import build
 
 CONFIG, WEIGHTS, NOTE = "open_clip_config.json", "open_clip_model.safetensors", "dualenc.json"
@@ -163,11 +164,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path) -> Loaded:
-    """The encoder inside a training checkpoint (.ckpt). ValueError when it is none."""
+    """The encoder inside a training checkpoint (.ckpt), LoRA merged into its weights. ValueError when it is none."""
     checkpoint = read_checkpoint(path)
-    about, state = checkpoint["dualenc"], checkpoint["state_dict"]
+    about, lora = checkpoint["dualenc"], checkpoint["dualenc"].get("lora")
+    state = {k[6:]: v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
     model = build(about["model_cfg"], about["preprocess_cfg"])
-    load_weights(model, {k[6:]: v for k, v in state.items() if k.startswith("model.")}, str(path))
+    load_weights(model, merged_state(state, lora["alpha"] / lora["rank"]) if lora else state, str(path))
     return Loaded(model, make_tokenizer(about["model_cfg"]["text_cfg"]), about["model_cfg"], about["training"])
 
 

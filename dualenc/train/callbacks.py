@@ -14,6 +14,8 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 
 from dualenc.model.folder import load_weights, save_folder
+from dualenc.train.accumulate import check_pieces
+from dualenc.train.strategies import check_strategy
 
 log = logging.getLogger("dualenc")
 
@@ -43,6 +45,9 @@ class ExactGradients(Callback):
                 f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}: the loss would see only a part of "
                 "the batch as negatives, another gradient than the whole batch's; set it to 1 and data.batch_size to what fits"
             )
+        if stage == "fit":
+            check_strategy(trainer)
+            check_pieces(pl_module.accumulate, trainer.datamodule.batch_size, trainer.world_size)  # type: ignore[arg-type,attr-defined]
         normalised = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in pl_module.modules())
         if stage == "fit" and trainer.world_size > 1 and normalised:
             by = "the rows of all ranks" if torch.cuda.is_available() else "each rank's own rows"

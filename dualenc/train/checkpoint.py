@@ -1,17 +1,28 @@
-"""Checkpoints that are whole or not there, written at every epoch's end and, if wanted, every n steps or minutes."""
+"""Checkpoints that are whole or not there, written at every epoch's end and, if wanted, every n steps or minutes; which one
+to go on from; and chance that depends on nothing a checkpoint would have to hold."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
+import time
+from pathlib import Path
 from typing import Any
 
 import dualenc.torchvision_ops  # noqa: F401  (before Lightning)
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from dualenc.files import whole_file
+from dualenc.model.folder import read_checkpoint
+
+log = logging.getLogger("dualenc")
+
+LEFT_OVER = 600  # seconds without a write after which a temporary file is that of a process that is dead
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -50,3 +61,62 @@ def last_checkpoints(settings: Any) -> list[ModelCheckpoint]:
         Clock(save_on_train_epoch_end=False, **common),
         *(Clock(**when, **common) for when in clocks if None not in when.values()),
     ]
+
+
+def newest(folder: str | Path) -> Path:
+    """The checkpoint to go on from: the newest last*.ckpt, or, where none of these can be read, the .ckpt of most steps.
+
+    Those that cannot be read are named in a warning; what killed processes left behind is removed. FileNotFoundError:
+    there is none that can be read.
+    """
+    folder = Path(folder)
+    _remove_left_over(folder)
+    last = sorted(folder.glob("last*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in last:
+        if _steps(path) is not None:
+            return path
+    others = [
+        (steps, path) for path in sorted(set(folder.glob("*.ckpt")) - {*last}) if (steps := _steps(path)) is not None
+    ]
+    if others:
+        return max(others)[1]
+    raise FileNotFoundError(
+        f"{folder}: no last.ckpt that can be read, so there is nothing to go on from; leave --ckpt_path out to start"
+    )
+
+
+def _steps(path: Path) -> int | None:
+    """How many steps a checkpoint has seen; None, and a warning, where it cannot be read."""
+    try:
+        return int(read_checkpoint(path)["global_step"])
+    except (ValueError, KeyError):
+        log.warning("%s cannot be read, so it is passed over for an older checkpoint", path)
+        return None
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Remove what processes that were killed while writing a checkpoint left there."""
+    for path in folder.glob(".*.ckpt.*.tmp"):
+        if time.time() - path.stat().st_mtime > LEFT_OVER:
+            path.unlink(missing_ok=True)
+
+
+class SameChance(Callback):
+    """Seeds torch before every step from (seed, step, rank): dropout is then the same whether or not the run was interrupted
+    before, although checkpoints hold no state of random generators, and differs between ranks.
+
+    Args:
+        seed: of the run; unless given, what `seed_everything` was set to, or 0.
+    """
+
+    def __init__(self, seed: int | None = None):
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        torch.manual_seed(step_seed(self.seed, trainer.global_step, trainer.global_rank))
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed of 63 bits that depends on all three: hashed, as neighbouring seeds are no independent streams."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

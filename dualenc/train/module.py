@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import logging
 import math
 from typing import Any
@@ -14,13 +15,22 @@ import torch
 from torch import Tensor
 
 from dualenc.model import folder
-from dualenc.model.losses import contrastive_loss, sigmoid_loss
+from dualenc.model.finetune import check_training, prepare
+from dualenc.model.freeze import keep_frozen_eval
+from dualenc.model.lora import Lora, merged
+from dualenc.model.losses import Pairs, contrastive_loss, sigmoid_loss
 from dualenc.model.names import class_files
 from dualenc.model.spec import input_spec
 from dualenc.model.towers import image_features, text_features
 from dualenc.train import accounting, start
-from dualenc.train.gather import gather_rows, gathered
+from dualenc.train.accumulate import CachedFeatures, reduced_once
+from dualenc.train.gather import gathered
+from dualenc.train.image_store import ImageRows, image_rows
+from dualenc.train.optimizer import make_optimizer, parameter_groups
+from dualenc.train.pairs import captions_of, pairs_of
 from dualenc.train.schedule import total_steps, warmup_cosine
+from dualenc.train.settings import check_prefixes, check_settings
+from dualenc.train.speed import compile_towers
 from dualenc.train.validation import Embeddings, zero_shot_scores
 
 log = logging.getLogger("dualenc")
@@ -34,15 +44,32 @@ class ContrastiveModule(pl.LightningModule):
     Args:
         start_from: an encoder folder, a .ckpt, or open_clip's NAME:TAG or hf-hub:… whose weights to start from.
         name: a built-in open_clip architecture such as ViT-B-32, with random weights.
+        image_blocks: how many of the image tower's last blocks are trained, with what follows them; null trains all of
+            it, 0 freezes it (LiT).
+        text_blocks: the same of the text tower.
+        lora: train low-rank changes of the weights instead of the weights.
+        patch_dropout: share of an image's patches that a training step leaves out (FLIP); vision transformers only.
+        ema: decay of an average of the weights, such as 0.999: validated and written in their place; null keeps none.
+        grad_checkpointing: compute activations again in the backward pass instead of keeping them.
+        compile: compile the towers with torch.compile.
         embed_dim: width of an embedding, where the towers are given by their sizes; 256 unless given.
         vision: the image tower's sizes, open_clip's vision_cfg (also timm_model_name).
         text: the text tower's sizes, open_clip's text_cfg.
         quick_gelu: OpenAI's approximation of GELU, as its own weights need.
         preprocess: changes to open_clip's preprocessing (mean, std, interpolation, resize_mode).
         loss: softmax (CLIP) or sigmoid (SigLIP).
+        label_smoothing: share of each softmax target that is spread over the whole batch.
+        positives: each takes the captions of an image apart, as so many losses; group makes all captions of one image, and
+            of images with equal keys, positives of one loss.
+        mask_false_negatives: a caption that equals one of an image's own is no negative of it, and equal keys are one image.
+        matryoshka: prefix lengths of the embeddings that are trained as well, such as [64, 128, 256]; the loss is their mean.
+        tile: edge of the tiles in which the loss is computed, so that no B×B matrix is held; 0 never tiles, null where it pays.
+        accumulate: forward passes that a batch is cut into; the gradient stays that of the whole batch.
+        non_finite: what a step does whose loss or gradient is not finite: stop the run, or skip the step and name its samples.
         temperature: initial temperature; unless given, 0.07 for softmax, 0.1 for sigmoid, or that of `start_from`.
         max_logit_scale: upper clamp of the logit scale, 1 / the lowest temperature.
         lr: peak learning rate.
+        layer_decay: factor of the learning rate from each block to the one below it; 1 gives all the same.
         weight_decay: decoupled weight decay of matrices; gains, biases and temperature have none.
         betas: AdamW's decay rates.
         warmup_steps: steps of linear warm-up before the cosine falls to zero at the last step.
@@ -52,49 +79,69 @@ class ContrastiveModule(pl.LightningModule):
         self,
         start_from: str | None = None,
         name: str | None = None,
+        image_blocks: int | None = None,
+        text_blocks: int | None = None,
+        lora: Lora | None = None,
+        patch_dropout: float = 0.0,
+        ema: float | None = None,
+        grad_checkpointing: bool = False,
+        compile: bool = False,
         embed_dim: int | None = None,
         vision: dict[str, Any] | None = None,
         text: dict[str, Any] | None = None,
         quick_gelu: bool = False,
         preprocess: dict[str, Any] | None = None,
         loss: str = "softmax",
+        label_smoothing: float = 0.0,
+        positives: str = "each",
+        mask_false_negatives: bool = False,
+        matryoshka: list[int] | None = None,
+        tile: int | None = None,
+        accumulate: int = 1,
+        non_finite: str = "stop",
         temperature: float | None = None,
         max_logit_scale: float = 100.0,
         lr: float = 1e-3,
+        layer_decay: float = 1.0,
         weight_decay: float = 0.2,
         betas: tuple[float, float] = (0.9, 0.98),
         warmup_steps: int = 50,
     ):
         super().__init__()
-        if loss not in ("softmax", "sigmoid"):
-            raise ValueError(f"model.loss {loss!r} is unknown; use softmax or sigmoid")
-        if sum(x is not None for x in (start_from, name, vision)) != 1:
-            raise ValueError(
-                "give exactly one of model.start_from, model.name, or model.vision with model.text: the towers"
-            )
-        for key, number in {"lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps}.items():
-            if not number >= 0:
-                raise ValueError(f"model.{key} is {number}, but it cannot be negative; set 0 or more")
-        ignored = {"text": text, "embed_dim": embed_dim, "quick_gelu": quick_gelu} if vision is None else {}
-        for key, value in ignored.items():
-            if value:
-                raise ValueError(
-                    f"model.{key} has no effect beside model.{'name' if name else 'start_from'}; remove one of them"
-                )
+        self._given = {name: value for name, value in locals().items() if name != "self"}
+        check_settings(self._given)
+        check_training(image_blocks, text_blocks, lora, patch_dropout, layer_decay)
         self.save_hyperparameters()
-        self.loss, self.max_logit_scale, self.lr, self.weight_decay = loss, max_logit_scale, lr, weight_decay
-        self.betas, self.warmup_steps = betas, warmup_steps
+        self.hparams["lora"] = None if lora is None else dataclasses.asdict(lora)  # plain, for checkpoints
+        self.loss, self.positives, self.mask_false_negatives = loss, positives, mask_false_negatives
+        self.prefixes, self.tile, self.label_smoothing = matryoshka, tile, label_smoothing
+        self.max_logit_scale, self.accumulate = max_logit_scale, accumulate
         sizes = {"embed_dim": embed_dim, "vision": vision, "text": text, "quick_gelu": quick_gelu}
         started = start.towers(start_from, name, sizes, preprocess or {}, loss, temperature)
         self.model, self.tokenizer, self.model_cfg, _ = started
+        if compile:
+            compile_towers(self.model)
+        prepare(self.model, image_blocks, text_blocks, lora, patch_dropout, layer_decay, grad_checkpointing)
+        check_prefixes(matryoshka, int(self.model_cfg["embed_dim"]))
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.counts = accounting.Counts()
         self._seen: dict[int, Embeddings] = {}  # by the number of the evaluation loader, like the next
         self._shown: dict[int, accounting.Counts] = {}
-        self._empty = 0  # batches in a row of which nothing could be used
+        self._empty: int | Tensor = 0  # batches in a row of which nothing could be used
+        self._rows: ImageRows | None = None  # of a frozen image tower
+        self._cached: CachedFeatures | None = None  # of the step under way
+        self.embed = {"image": self._images, "text": self._texts}
+
+    def train(self, mode: bool = True) -> ContrastiveModule:
+        super().train(mode)
+        keep_frozen_eval(self.model)
+        return self
 
     def setup(self, stage: str) -> None:
-        """What validation will need is looked for before training, not after its first epoch."""
+        """What training and validation will need is looked for before any work."""
+        if stage == "fit":
+            start_from, preprocess = self.hparams["start_from"], self.hparams["preprocess"]
+            self._rows = image_rows(self.trainer.datamodule, self.model, start_from, preprocess)  # type: ignore[attr-defined]
         source = getattr(self.trainer.datamodule, "sources", {}).get("zeroshot")  # type: ignore[attr-defined]
         if source is not None:
             class_files(self.trainer.datamodule.paths["zeroshot"])  # type: ignore[attr-defined]
@@ -110,7 +157,7 @@ class ContrastiveModule(pl.LightningModule):
 
     def loaded(self) -> folder.Loaded:
         """The encoder as it stands, for an encoder folder."""
-        return folder.Loaded(self.model, self.tokenizer, self.model_cfg, self.provenance())
+        return folder.Loaded(merged(self.model), self.tokenizer, self.model_cfg, self.provenance())
 
     def provenance(self) -> dict[str, Any]:
         """How these weights came about, in plain types."""
@@ -122,52 +169,63 @@ class ContrastiveModule(pl.LightningModule):
         )
         return {"settings": plain, "steps": int(self.global_step), "samples_seen": int(seen)}
 
+    def on_before_batch_transfer(self, batch: dict[str, Any], _: int) -> dict[str, Any]:
+        return batch if self._rows is None else self._rows.attach(batch)
+
     def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
-        tokens = batch.get("texts", batch["text"].unsqueeze(1))  # (B, K, L)
-        texts = text_features(self.model, tokens.flatten(0, 1)).view(len(tokens), -1)  # (B, K·D)
-        image, text, valid = gather_rows(image_features(self.model, batch["image"]), texts, batch["valid"])
         self.counts.add(batch)
-        if not valid.any():
-            return self._no_loss(image, text)
-        self._empty = 0
-        loss = self._loss(image, text) if valid.all() else self._loss(image[valid], text[valid])
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss.item()} at step {self.global_step}, so training stops before it spoils the weights; "
-                "lower model.lr, lengthen model.warmup_steps or set trainer.gradient_clip_val"
-            )
-        self.log("train/loss", loss, prog_bar=True)
+        pairs = pairs_of(batch, self.global_rank, self.positives, self.mask_false_negatives)
+        if self.accumulate > 1:
+            context = self.trainer.precision_plugin.forward_context
+            self._cached = CachedFeatures(self.embed, batch, self.accumulate, self.model, context)
+            loss = self._loss(self._cached.image, self._cached.text, pairs)
+        else:
+            loss = self._loss(self._images(batch), self._texts(batch), pairs)
+        self._refuse_empty(loss)
+        self.log("train/loss", loss.detach(), prog_bar=True)
         self.log("train/logit_scale", self.model.logit_scale.exp().detach())  # type: ignore[operator]
         return loss
 
-    def _no_loss(self, image: Tensor, text: Tensor) -> Tensor:
-        """Zero with zero gradients, for a batch of which nothing can be used: its shard may be broken, the next is read.
+    def backward(self, loss: Tensor, *args: Any, **settings: Any) -> None:
+        super().backward(loss, *args, **settings)
+        if self._cached is not None:
+            self._cached.backward(check=self.global_step == 0)
+            self._cached = None
 
-        ValueError after MOST_EMPTY in a row.
-        """
-        self._empty += 1
-        if self._empty == MOST_EMPTY:
+    def _images(self, batch: dict[str, Any]) -> Tensor:
+        """Unit rows (B, D)."""
+        return batch["image_embedding"] if "image_embedding" in batch else image_features(self.model, batch["image"])
+
+    def _texts(self, batch: dict[str, Any]) -> Tensor:
+        """Unit rows (B, K, D) of the K captions of each image."""
+        tokens = captions_of(batch)  # (B, K, L)
+        return text_features(self.model, tokens.flatten(0, 1)).view(*tokens.shape[:2], -1)
+
+    def _loss(self, image: Tensor, text: Tensor, pairs: Pairs) -> Tensor:
+        """The loss over the whole batch of all ranks; image (B, D), text (B, K, D) are of this one."""
+        with torch.autocast(image.device.type, enabled=False):  # logits in half precision cost 1 % of the gradient
+            if image.dtype in (torch.float16, torch.bfloat16):
+                image, text = image.float(), text.float()
+            text = text.flatten(0, 1) if self.positives == "group" else text
+            scale = self.model.logit_scale.exp()  # type: ignore[operator]
+            common: dict[str, Any] = {"pairs": pairs, "dims": self.prefixes, "tile": self.tile, "ranks": True}
+            if self.loss == "sigmoid":
+                return sigmoid_loss(image, text, scale, self.model.logit_bias, **common)  # type: ignore[arg-type]
+            return contrastive_loss(image, text, scale, label_smoothing=self.label_smoothing, **common)
+
+    def _refuse_empty(self, loss: Tensor) -> None:
+        """ValueError after MOST_EMPTY batches in a row of which nothing could be used: one may be that of a broken shard."""
+        self._empty = (self._empty + 1) * (loss.detach() == 0)  # type: ignore[assignment]
+        often = self.device.type == "cpu" or self.global_step % MOST_EMPTY == 0  # on a GPU a look makes the host wait
+        if often and self._empty >= MOST_EMPTY:
             raise ValueError(
                 f"no sample of {MOST_EMPTY} batches in a row could be used, so nothing is learnt; `dualenc data check` says "
                 "what is wrong with the data"
             )
-        return 0 * (image.sum() + text.sum() + sum(p.sum() for p in self.parameters() if p.requires_grad))
-
-    def _loss(self, image: Tensor, text: Tensor) -> Tensor:
-        """image (B, D), text (B, K·D): the mean over K captions of the loss of that caption with the image."""
-        with torch.autocast(image.device.type, enabled=False):  # logits in half precision cost 1 % of the gradient
-            if image.dtype in (torch.float16, torch.bfloat16):
-                image, text = image.float(), text.float()
-            return torch.stack([self._pair_loss(image, one) for one in text.split(image.shape[1], dim=1)]).mean()
-
-    def _pair_loss(self, image: Tensor, text: Tensor) -> Tensor:
-        scale = self.model.logit_scale.exp()  # type: ignore[operator]
-        if self.loss == "sigmoid":
-            return sigmoid_loss(image, text, scale, self.model.logit_bias)  # type: ignore[arg-type]
-        return contrastive_loss(image, text, scale)
 
     def optimizer_step(self, *args: Any, **settings: Any) -> None:
-        super().optimizer_step(*args, **settings)  # checkpoints are written before on_train_batch_end: clamp here
+        with reduced_once(self.trainer, self.accumulate):
+            super().optimizer_step(*args, **settings)  # checkpoints are written before on_train_batch_end: clamp here
         with torch.no_grad():  # CLIP clamps so that training stays stable (Radford et al. 2021, 2.5)
             self.model.logit_scale.clamp_(0, math.log(self.max_logit_scale))  # type: ignore[union-attr,operator]
 
@@ -216,12 +274,10 @@ class ContrastiveModule(pl.LightningModule):
         self._shown.clear()
 
     def configure_optimizers(self) -> Any:
-        trained = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=1e-8)
+        groups = parameter_groups(
+            self.model, self._given["lr"], self._given["weight_decay"], self._given["layer_decay"]
+        )
+        optimizer = make_optimizer(groups, self._given["betas"])
         total = total_steps(self.trainer)
         if not math.isfinite(total):
             raise ValueError(
@@ -229,7 +285,7 @@ class ContrastiveModule(pl.LightningModule):
                 "for streams, whose length nobody knows) or max_epochs"
             )
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, self.warmup_steps, int(total))
+            optimizer, lambda step: warmup_cosine(step, self._given["warmup_steps"], int(total))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -237,6 +293,7 @@ class ContrastiveModule(pl.LightningModule):
         checkpoint["dualenc"] = {
             "model_cfg": self.model_cfg,
             "preprocess_cfg": folder.preprocess_of(self.model),
+            "lora": self.hparams["lora"],
             "training": self.provenance(),
             "counts": self.counts.state(),
         }

@@ -26,13 +26,18 @@ from dualenc.data.module import PairData
 from dualenc.data.stream.remote import is_remote
 from dualenc.files import refuse_existing, shipped, whole_file
 from dualenc.model.folder import read_checkpoint
+from dualenc.train.average import make_ema
 from dualenc.train.callbacks import ExactGradients, KeepLogs, Progress, WriteEncoder
-from dualenc.train.checkpoint import WholeFiles, last_checkpoints
+from dualenc.train.checkpoint import SameChance, WholeFiles, last_checkpoints, newest
+from dualenc.train.finite import NonFinite
 from dualenc.train.module import ContrastiveModule
+from dualenc.train.signals import StopAtSignal, caught
+from dualenc.train.watch import Watch
 
 NOISE = (  # true of our own loaders by design, or of no use to a user
     ".*args parameter is intended.*",
     ".*does not have many workers.*",
+    ".*overridden `on_before_batch_transfer`.*",
     ".*exists and is not empty.*",
     ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
     ".*number of training batches.*logging interval.*",
@@ -108,22 +113,12 @@ class CLI(LightningCLI):
                 f"nothing trained to {self.subcommand}: these towers have random weights; give --ckpt_path last, the path of "
                 "a .ckpt, or --model.start_from ENCODER"
             )
-        if config.ckpt_path == "last" and not list(Path(config.checkpoint.dirpath).glob("last*.ckpt")):
-            raise FileNotFoundError(
-                f"{config.checkpoint.dirpath}: no last.ckpt, so there is nothing to go on from; leave --ckpt_path out to start"
-            )
-        if config.ckpt_path not in (None, "last", "best", "hpc") and not Path(config.ckpt_path).is_file():
+        if config.ckpt_path == "last":
+            config.ckpt_path = str(newest(config.checkpoint.dirpath))
+        if config.ckpt_path not in (None, "best", "hpc") and not Path(config.ckpt_path).is_file():
             raise FileNotFoundError(f"{config.ckpt_path}: no such checkpoint; check --ckpt_path")
-        if config.ckpt_path not in (None, "last", "best", "hpc"):
+        if config.ckpt_path not in (None, "best", "hpc"):
             read_checkpoint(Path(config.ckpt_path))
-
-    def _checkpoint(self, config: Any) -> Path | None:
-        """The file that --ckpt_path means; None where only Lightning knows it."""
-        if config.ckpt_path in ("best", "hpc"):
-            return None
-        if config.ckpt_path != "last":
-            return Path(config.ckpt_path)
-        return max(Path(config.checkpoint.dirpath).glob("last*.ckpt"), key=lambda path: path.stat().st_mtime)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config[self.subcommand]
@@ -135,16 +130,23 @@ class CLI(LightningCLI):
                 TensorBoardLogger(root, name="", version=version, default_hp_metric=False),
             ]
             if self.subcommand == "fit" and config.ckpt_path is not None:
-                _go_on(kwargs["logger"][0], self._checkpoint(config))
+                known = config.ckpt_path not in ("best", "hpc")  # which only Lightning knows
+                _go_on(kwargs["logger"][0], Path(config.ckpt_path) if known else None)
         if config.trainer.enable_progress_bar is not False:
             given = self.config_init[self.subcommand].trainer.callbacks or []
             kwargs["callbacks"] = [*(given if isinstance(given, list) else [given]), Progress()]
         plugins = config.trainer.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeFiles()]
         trainer: Any = super().instantiate_trainer(**kwargs)
-        trainer.callbacks += [ExactGradients(), KeepLogs(), *([LearningRateMonitor("step")] if trainer.loggers else [])]
-        if self.subcommand == "fit":
-            trainer.callbacks += [*self._last, WriteEncoder(root / "encoder")]
+        if self.subcommand != "fit":
+            return trainer
+        writers = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)]  # after all that enters a checkpoint
+        trainer.callbacks = [c for c in trainer.callbacks if c not in writers]
+        trainer.callbacks += [ExactGradients(), SameChance(), NonFinite(config.model.non_finite)]
+        trainer.callbacks += [make_ema(config.model.ema), KeepLogs()]
+        trainer.callbacks += [Watch(), LearningRateMonitor("step")] if trainer.loggers else []
+        trainer.callbacks += [*writers, *self._last, StopAtSignal(Path(config.checkpoint.dirpath, "last.ckpt"))]
+        trainer.callbacks.append(WriteEncoder(root / "encoder"))
         return trainer
 
 
@@ -194,7 +196,8 @@ def run(argv: list[str]) -> None:
     for pattern in NOISE:
         warnings.filterwarnings("ignore", message=pattern)
     try:
-        CLI(ContrastiveModule, PairData, **cli_settings(argv), save_config_kwargs={"overwrite": True})
+        with caught():
+            CLI(ContrastiveModule, PairData, **cli_settings(argv), save_config_kwargs={"overwrite": True})
     except BaseException:
         if CLI.fresh is not None and not (CLI.fresh / "checkpoints").exists():
             shutil.rmtree(CLI.fresh, ignore_errors=True)

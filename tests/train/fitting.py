@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 from dualenc.cli import main
+from dualenc.data.module import PairData
 from dualenc.train.module import ContrastiveModule
 
 
@@ -25,7 +26,13 @@ def fit(words: list[str], notes: str, environment: dict[str, str]) -> None:
     multiprocessing.set_start_method("fork", force=True)  # loader workers as in any other process, not by a server
     rank_zero_only.rank = int(environment.get("RANK", 0))  # was read when Lightning was imported, before the fork
     torch.set_num_threads(1)
-    step = ContrastiveModule.training_step
+    step, setup = ContrastiveModule.training_step, PairData.setup
+
+    def told(self: PairData, stage: str) -> None:
+        os.write(2, b"preparing\n")
+        setup(self, stage)
+
+    PairData.setup = told  # type: ignore[method-assign]
 
     def noted(self: ContrastiveModule, batch: dict, number: int) -> torch.Tensor:
         loss = step(self, batch, number)

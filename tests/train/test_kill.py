@@ -1,9 +1,13 @@
-"""kill -9 at random moments, and resume: over the whole run, every step is shown what an uninterrupted run is shown."""
+"""kill -9 and SIGTERM at random moments, and resume: over the whole run, every step is shown what an uninterrupted run is
+shown."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
+import re
+import signal
 import time
 from pathlib import Path
 
@@ -51,14 +55,39 @@ class Run:
 
     def kill(self, rng, *words, ranks=1):
         """Start it and kill it within a few steps."""
+        for process in self._begun(rng, words, ranks):
+            process.kill()
+            process.join()
+
+    def stop(self, rng, *words, ranks=1, send=lambda processes: processes[-1].terminate()):
+        """Start it, `send` a signal within a few steps, and wait; the step after which it says that it stopped."""
+        told = len(self.stops())
+        processes = self._begun(rng, words, ranks)
+        send(processes)
+        for process in processes:
+            process.join(PATIENCE)
+            assert process.exitcode == 0, self.errors()[-3000:]
+        assert len(self.stops()) == told + 1, self.errors()[-3000:]
+        state = torch.load(self.root / "checkpoints" / "last.ckpt", weights_only=True)
+        assert state["global_step"] == self.stops()[-1]
+        return self.stops()[-1]
+
+    def stops(self):
+        path = re.escape(str(self.root / "checkpoints" / "last.ckpt"))
+        said = rf"^stopped by .+ after step (\d+); {path} is written; go on with --ckpt_path last$"
+        return [int(step) for step in re.findall(said, self.errors(), re.MULTILINE)] if self.told() else []
+
+    def told(self):
+        return Path(f"{self.notes}-errors").exists()
+
+    def _begun(self, rng, words, ranks):
+        """Its processes, a few steps after they were started."""
         processes, until = self.start(*words, ranks=ranks), self.lines() + ranks * rng.randint(1, 7)
         end = time.monotonic() + PATIENCE
         while processes[0].is_alive() and self.lines() < until and time.monotonic() < end:
             time.sleep(0.002)
         time.sleep(rng.random() * 0.03)  # within a step, a checkpoint, the fetching of a batch
-        for process in processes:
-            process.kill()
-            process.join()
+        return processes
 
     def lines(self):
         return sum(path.read_bytes().count(b"\n") for path in self.root.parent.glob(f"{Path(self.notes).name}.*"))
@@ -129,6 +158,55 @@ def test_another_number_of_ranks_and_workers_goes_on_with_the_same(make, whole):
         same(run.finish(ranks=ranks[1]), whole, ranks)
 
 
+def everyone(processes):
+    """SIGTERM to the run and to its loader's workers, as SLURM and systemd send it, and soon again."""
+    ids = [process.pid for process in processes]
+    children = [int(n) for pid in ids for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    for pid in [*children, *ids]:
+        os.kill(pid, signal.SIGTERM)
+    time.sleep(0.005)
+    processes[0].terminate()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stopped_run_goes_on_where_it_was(make, whole, workers):
+    """SIGTERM, and SIGUSR1, twice the same: saved within an epoch or at its end; by both, no step is made twice."""
+    rng, run = random.Random(workers), make(f"stopped{workers}")
+    first = run.stop(rng, "--data.workers", workers)
+    second = run.stop(rng, "--data.workers", workers, send=lambda processes: os.kill(processes[0].pid, signal.SIGUSR1))
+    assert 1 <= first < second < EPOCHS * (SAMPLES // BATCH)
+    made = [
+        line for path in run.root.parent.glob(f"{Path(run.notes).name}.*") for line in path.read_text().splitlines()
+    ]
+    assert len(made) == second  # nothing was lost
+    same(run.finish(), whole)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers there")
+def test_workers_that_are_stopped_too_cost_nothing(make, whole):
+    run = make("everyone")
+    run.stop(random.Random(3), "--data.workers", 2, send=everyone)
+    same(run.finish(), whole)
+
+
+def test_one_of_two_ranks_is_told_to_stop(make, whole):
+    run = make("one_rank")
+    run.stop(random.Random(4), ranks=2)
+    same(run.finish(ranks=2), whole, ranks=(2, 2))
+
+
+def test_a_run_that_has_not_begun_leaves_nothing(make):
+    run = make("early")
+    (process,) = run.start()
+    while not (run.told() and "preparing" in run.errors()) and process.is_alive():
+        time.sleep(0.002)
+    process.terminate()
+    process.join(PATIENCE)
+    assert process.exitcode == 0
+    assert "stopped by SIGTERM before the first step, so there is nothing to save" in run.errors()
+    assert not run.root.exists()
+
+
 @pytest.fixture(scope="module")
 def streamed(make):
     """An uninterrupted run over streams, with two workers."""
@@ -188,3 +266,17 @@ def test_a_run_over_streams_killed_twenty_times(make, streamed):
             run = make(f"stream_twenty{kill}", **streams(make))
         run.kill(rng)
     same(run.finish(), streamed)
+
+
+@pytest.mark.full
+def test_a_run_stopped_twenty_times(make, whole):
+    rng, run = random.Random(), make("stopped_twenty")
+    for stop in range(20):
+        if (run.root / "encoder").exists():
+            same(run, whole)
+            run = make(f"stopped_twenty{stop}")
+        processes = run._begun(rng, ["--data.workers", rng.choice([0, 1, 3])], 1)
+        rng.choice([lambda p: p[0].terminate(), everyone])(processes)
+        processes[0].join(PATIENCE)
+        assert processes[0].exitcode == 0, run.errors()[-3000:]
+    same(run.finish(), whole)

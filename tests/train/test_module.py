@@ -165,7 +165,7 @@ class Pull(ContrastiveModule):
 
     way = 1.0
 
-    def _loss(self, image, text):
+    def _loss(self, image, text, pairs):
         return self.way * self.model.logit_scale
 
 

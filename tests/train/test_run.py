@@ -184,7 +184,9 @@ def nothing_left(root):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("dualenc.train.module.contrastive_loss", lambda i, t, s: (i.sum() + t.sum() + s) * float("nan"))
+    monkeypatch.setattr(
+        "dualenc.train.module.contrastive_loss", lambda i, t, s, **_: (i.sum() + t.sum() + s) * float("nan")
+    )
     assert command("fit", tmp_path / "run") == 1
     message = one_line(capsys)
     assert "the loss is nan at step 0" in message and "model.lr" in message

@@ -1,8 +1,11 @@
 """What validation collects, in any order and over any number of ranks."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from dualenc.data.dataset import Batches
 from dualenc.data.order import BatchOrder
@@ -10,8 +13,10 @@ from dualenc.data.prepare import Prepare
 from dualenc.data.shards import open_source
 from dualenc.evaluate.metrics import retrieval_metrics
 from dualenc.train import validation
+from dualenc.train.ranks import from_first, rows_to_first, total
 from dualenc.train.validation import Embeddings, zero_shot_scores
 from tests.small import sample, write_tar
+from tests.train.test_gather import free_port
 
 
 def collected(encoder, source, batch_size, ranks=1):
@@ -32,7 +37,8 @@ def test_rows_are_those_of_the_data_set_whatever_the_ranks(encoder, val_shards, 
     source = open_source(val_shards)
     expected = collected(encoder, source, 12)[0].whole()
     parts = collected(encoder, source, batch_size, ranks)
-    monkeypatch.setattr(validation, "gathered", lambda _: [part._batches for part in reversed(parts)])
+    together = {name: np.concatenate([part._own(name) for part in reversed(parts)]) for name in validation.PARTS}
+    monkeypatch.setattr(validation, "rows_to_first", lambda _: together)
     found = parts[0].whole()
     assert found.keys() == expected.keys() == {"image", "text", "label", "image_row"}
     assert found["image"].shape == (11, 16) and found["text"].shape == (22, 16)  # one of twelve does not decode
@@ -90,9 +96,99 @@ def test_zero_shot_is_the_argmax_over_classes(encoder, val_shards):
     assert "acc5" not in two and "acc5" in found  # undefined below five classes
 
 
+NAMES = ["red", "green", "blue", "yellow", "black", "white", "purple", "orange"]
+TEMPLATES = ["{}", "a {} picture", "it is {}"]
+
+
+def scores(encoder, parts):
+    """What one rank finds."""
+    zero_shot = zero_shot_scores(encoder.model, encoder.tokenizer, parts, NAMES, TEMPLATES)
+    return parts.recall() | zero_shot
+
+
+def _rank(rank, ranks, port, encoder, source, results):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
+    found = {"scores": scores(encoder, collected(encoder, source, 12, ranks)[rank])}
+    rows = rows_to_first({"a": np.full((rank, 2), rank, np.float32), "b": np.arange(3 - rank) + 10 * rank})
+    found["rows"] = rows and {name: array.tolist() for name, array in rows.items()}
+    found["total"] = total(np.array([1.5, rank], np.float32)).tolist()
+    try:
+        from_first(lambda: {}["nothing"] if rank else _refuse())
+    except ValueError as error:
+        found["error"] = str(error)
+    results.put((rank, found))
+    dist.destroy_process_group()
+
+
+def _refuse():
+    raise ValueError("no sample, “nothing” to score")
+
+
+@pytest.fixture(params=[2, 3])
+def by_rank(request, encoder, val_shards, monkeypatch):
+    """What each of some ranks found, in processes of their own."""
+    monkeypatch.setattr(
+        "dualenc.model.names._PROMPTS_AT_ONCE", 6
+    )  # two classes at a time: four calls for the ranks to share
+    forked, port, source = multiprocessing.get_context("fork"), free_port(), open_source(val_shards)
+    results = forked.SimpleQueue()
+    arguments = (request.param, port, encoder, source, results)
+    processes = [forked.Process(target=_rank, args=(rank, *arguments)) for rank in range(request.param)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(100)
+        assert process.exitcode == 0
+    return dict(results.get() for _ in processes)
+
+
+def test_ranks_find_what_one_finds(by_rank, encoder, val_shards):
+    alone = scores(encoder, collected(encoder, open_source(val_shards), 12)[0])
+    assert len(alone) == 10 and 0 < alone["acc1"] < 1
+    for rank, found in by_rank.items():
+        assert found["scores"] == alone, rank  # the same numbers on every rank
+        assert found["error"] == "no sample, “nothing” to score"
+        assert found["total"] == [1.5 * len(by_rank), sum(by_rank)]
+    rows = by_rank[0]["rows"]
+    assert rows["a"] == [[1.0, 1.0], *[[2.0, 2.0]] * 2][: len(rows["a"])] and len(rows["a"]) == sum(by_rank)
+    assert rows["b"] == [0, 1, 2, 10, 11, *([20] if len(by_rank) > 2 else [])]
+    assert all(found["rows"] is None for rank, found in by_rank.items() if rank)
+
+
+def test_each_prompt_is_embedded_by_one_rank(encoder, val_shards, monkeypatch):
+    monkeypatch.setattr("dualenc.model.names._PROMPTS_AT_ONCE", 6)
+    own = []
+    for rank in range(3):
+        monkeypatch.setattr(validation, "rank_and_ranks", lambda rank=rank: (rank, 3))
+        own.append(validation._own_classes(encoder.model, encoder.tokenizer, 16, NAMES, TEMPLATES))
+    assert [np.flatnonzero(rows.any(axis=1)).tolist() for rows in own] == [[0, 1, 6, 7], [2, 3], [4, 5]]
+    monkeypatch.undo()
+    monkeypatch.setattr("dualenc.model.names._PROMPTS_AT_ONCE", 6)
+    alone = validation._own_classes(encoder.model, encoder.tokenizer, 16, NAMES, TEMPLATES)
+    assert np.array_equal(sum(own), alone)
+
+
+def test_class_scores_by_blocks_are_those_of_the_whole(encoder, val_shards, monkeypatch):
+    seen = collected(encoder, open_source(val_shards), 12)[0]
+    whole = zero_shot_scores(encoder.model, encoder.tokenizer, seen, NAMES, TEMPLATES)
+    monkeypatch.setattr(validation, "ROWS_AT_ONCE", 2)
+    assert zero_shot_scores(encoder.model, encoder.tokenizer, seen, NAMES, TEMPLATES) == whole
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_normalised_in_float32(dtype):
+    rows = torch.nn.functional.normalize(torch.randn(50, 64)).to(dtype)
+    assert (rows.float().norm(dim=1) - 1).abs().max() > 1e-5
+    found = validation._float32(rows)
+    assert found.dtype == torch.float32 and (found.norm(dim=1) - 1).abs().max() < 1e-6
+    exact = torch.randn(5, 3)
+    assert torch.equal(validation._float32(exact), exact) and validation._float32(exact.double()).dtype == torch.float32
+
+
 def _only_two(seen):
     batch = {k: v.copy() for k, v in seen._batches[0].items()}
-    batch["valid"] = batch["valid"] & (batch["label"] < 2)
+    batch["valid"] = batch["valid"] * (batch["label"] < 2)
     two = Embeddings()
     two._batches = [batch]
     return two

@@ -1,0 +1,93 @@
+"""The WiSE-FT curve as report.json and report.html: its figures, its table, and what was chosen on which data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from dualenc.evaluate.curve import Panel
+from dualenc.evaluate.interpolate import Point, Task, best
+from dualenc.evaluate.interpolate_plot import name_of, panels
+from dualenc.evaluate.report import percent, write_report
+from dualenc.evaluate.sections import Headline, Section, Share, Table
+
+ENDS = {0.0: "start", 1.0: "tuned"}
+CHOSEN_BY = {1: "the score on the new task", 2: "the mean of the scores on the new and the old task"}
+
+
+def values(points: Sequence[Point], tasks: Sequence[Task]) -> dict[str, Any]:
+    """report.json: "best_alpha", "new/data", "alpha/0.5/new/score", "alpha/0.5/new/text_to_image/recall@1", …"""
+    chosen = best(points)
+    report: dict[str, Any] = {"best_alpha": chosen.alpha, "best_alpha/chosen_by": CHOSEN_BY[len(tasks)]}
+    for task in tasks:
+        report |= {f"{task.role}/data": task.path, f"{task.role}/metric": task.metric}
+    for point in points:
+        at = f"alpha/{name_of(point.alpha)}"
+        for role, metrics in point.metrics.items():
+            report[f"{at}/{role}/score"] = point.scores[role]
+            report |= {f"{at}/{role}/{name}": value for name, value in metrics.items()}
+        report[f"{at}/mean"] = point.mean
+    return report
+
+
+def write(out: str | Path, points: Sequence[Point], tasks: Sequence[Task], provenance: Mapping[str, Any]) -> Path:
+    """Write report.json and report.html into the folder `out`; returns the page's path."""
+    title = f"Between two encoders: α = {name_of(best(points).alpha)}"
+    return write_report(out, values(points, tasks), [section(points, tasks)], provenance=provenance, title=title)
+
+
+def section(points: Sequence[Point], tasks: Sequence[Task]) -> Section:
+    """The curve's section of the page."""
+    chosen = best(points)
+    here = f"α\u00a0=\u00a0{name_of(chosen.alpha)}"
+    data = " and ".join(dict.fromkeys(task.path for task in tasks))
+    headlines = [
+        Headline(f"{_title(task)} at {here}", Share(chosen.scores[task.role]), _ends(points, task)) for task in tasks
+    ]
+    if len(tasks) > 1:
+        headlines.append(Headline(f"Mean at {here}", Share(chosen.mean), f"the highest of {len(points)} values of α"))
+    return Section(
+        title="From the starting to the tuned weights",
+        about=(
+            "Each point is one encoder, with weights (1 − α) · start + α · tuned. "
+            f"Best by {CHOSEN_BY[len(tasks)]}: {here}. "
+            f"It was chosen on {data}, so its scores there are those of the luckiest of {len(points)}: what it is worth is "
+            "told by data that had no part in the choice."
+        ),
+        headlines=headlines,
+        tables=[Table([_drawn(tasks)], [[_figures(panels(points))]]), _table(points, tasks, chosen)],
+    )
+
+
+def _table(points: Sequence[Point], tasks: Sequence[Task], chosen: Point) -> Table:
+    several = len(tasks) > 1
+    columns = ["α", *(_title(task) for task in tasks), *(["Mean"] if several else []), ""]
+    rows: list[list[str | Share]] = []
+    for point in points:
+        values = [*point.scores.values(), *([point.mean] if several else [])]
+        marks = [ENDS.get(point.alpha, ""), "best" if point == chosen else ""]
+        rows.append([name_of(point.alpha), *map(Share, values), " · ".join(filter(None, marks))])
+    return Table(columns, rows, " ".join(f"{_title(task)}: {task.metric} on {task.path}." for task in tasks))
+
+
+def _title(task: Task) -> str:
+    return f"{task.role.capitalize()} task"
+
+
+def _ends(points: Sequence[Point], task: Task) -> str:
+    said = [f"{ENDS[p.alpha]} {percent(p.scores[task.role])}" for p in points if p.alpha in ENDS]
+    return "; ".join([task.metric, *said])
+
+
+def _drawn(tasks: Sequence[Task]) -> str:
+    return "The curve" + (", over α and as one task against the other" if len(tasks) > 1 else " over α")
+
+
+def _figures(drawn: Sequence[Panel]) -> Markup:
+    """The figures as HTML; their SVG is drawn by us, its labels escaped by matplotlib."""
+    figure = Markup('<figure style="max-width:560px" role="img" aria-label="{}"><h3>{}</h3>{}</figure>')
+    inside = [figure.format(panel.words, panel.title, Markup(panel.svg)) for panel in drawn]
+    return Markup('<div class="two">{}</div>').format(Markup("").join(inside))

@@ -1,0 +1,53 @@
+"""What is wrong with a model's settings, told before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+CHOICES = {
+    "loss": ("softmax", "sigmoid"),
+    "positives": ("each", "group"),
+    "non_finite": ("stop", "skip"),
+}
+LEAST = {"lr": 0, "weight_decay": 0, "warmup_steps": 0, "tile": 0, "accumulate": 1}
+
+
+def check_settings(given: Mapping[str, Any]) -> None:
+    """ValueError for settings of ContrastiveModule that are out of range, or of which one would have no effect."""
+    for name, known in CHOICES.items():
+        if given[name] not in known:
+            raise ValueError(f"model.{name} {given[name]!r} is unknown; use {' or '.join(known)}")
+    for name, least in LEAST.items():
+        if given[name] is not None and not given[name] >= least:
+            raise ValueError(f"model.{name} is {given[name]}, but it cannot be below {least}; set {least} or more")
+    if not 0 <= given["label_smoothing"] < 1:
+        raise ValueError(f"model.label_smoothing is {given['label_smoothing']}, but it is a share; use 0 to below 1")
+    if given["ema"] is not None and not 0 < given["ema"] < 1:
+        raise ValueError(f"model.ema is {given['ema']}, but it is a decay; use one between 0 and 1, such as 0.999")
+    _check_towers(given)
+    if given["label_smoothing"] and given["loss"] == "sigmoid":
+        raise ValueError("model.label_smoothing has no effect with model.loss sigmoid; remove one of them")
+
+
+def _check_towers(given: Mapping[str, Any]) -> None:
+    if sum(given[name] is not None for name in ("start_from", "name", "vision")) != 1:
+        raise ValueError(
+            "give exactly one of model.start_from, model.name, or model.vision with model.text: the towers"
+        )
+    if given["vision"] is None:
+        for name in ("text", "embed_dim", "quick_gelu"):
+            if given[name]:
+                other = "name" if given["name"] else "start_from"
+                raise ValueError(f"model.{name} has no effect beside model.{other}; remove one of them")
+
+
+def check_prefixes(prefixes: Sequence[int] | None, dim: int) -> None:
+    """ValueError for Matryoshka prefixes that are not whole, ascending and within D."""
+    if prefixes is not None and not (prefixes and list(prefixes) == sorted(set(prefixes)) and prefixes[0] >= 1):
+        raise ValueError(f"model.matryoshka {list(prefixes)} must be ascending lengths of 1 or more, such as [64, 128]")
+    if prefixes is not None and prefixes[-1] > dim:
+        raise ValueError(
+            f"model.matryoshka {list(prefixes)}: embeddings have {dim} dimensions, so {prefixes[-1]} is no prefix of them; "
+            f"use {dim} at most"
+        )
