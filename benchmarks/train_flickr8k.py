@@ -47,6 +47,7 @@ PLAIN = [  # the recipe of facts' plain loop, whatever configs/flickr8k.yaml say
 CROP = ["--data.augment.scale=[0.5,1.0]", "--data.augment.ratio=[0.75,1.33]", "--data.augment.color_jitter=0.4"]
 FIVE = ["--data.captions=5"]
 WORDS = ["--data.augment.word_dropout=0.1"]
+SMALL = ["--data.batch_size=128", "--model.warmup_steps=40"]
 GROUP, MASK = "--model.positives=group", "--model.mask_false_negatives=true"
 SMOOTH, AVERAGE = "--model.label_smoothing=0.1", "--model.ema=0.99"
 RECIPES: dict[str, list[str]] = {
@@ -58,7 +59,7 @@ RECIPES: dict[str, list[str]] = {
     "captions5_words": [*FIVE, *WORDS],
     "captions5_augmentation_words": [*FIVE, *CROP, *WORDS],
     "lr_2e-3": ["--model.lr=2e-3"],
-    "batch_128": ["--data.batch_size=128", "--model.warmup_steps=40"],
+    "batch_128": SMALL,
     "batch_64": ["--data.batch_size=64", "--model.warmup_steps=80"],
     "batch_512": ["--data.batch_size=512", "--model.warmup_steps=10"],
     "batch_1024": ["--data.batch_size=1024", "--model.warmup_steps=5", "--model.accumulate=4"],
@@ -69,6 +70,8 @@ RECIPES: dict[str, list[str]] = {
     "captions5_group_mask": [*FIVE, GROUP, MASK],
     "captions5_words_mask_ema": [*FIVE, *WORDS, MASK, AVERAGE],
     "everything": [*FIVE, *WORDS, *CROP, GROUP, MASK, SMOOTH, AVERAGE],
+    "captions5_batch_128": [*FIVE, *SMALL],
+    "chosen": [*FIVE, *CROP, *WORDS, *SMALL, MASK, AVERAGE],
 }
 SCORES = [f"{way}/recall@{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)]
 

@@ -10,14 +10,16 @@ import statistics
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import dualenc.torchvision_ops  # noqa: F401  (before open_clip)
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
-from tests.small import TEXT, VISION, write_shards
+from tests.small import TEXT, VISION, loaded, write_shards
 
 ROOT = Path(__file__).resolve().parents[1]
 TOWERS = {"model__embed_dim": 16, "model__vision": VISION["vit"], "model__text": TEXT}
@@ -68,7 +70,7 @@ def test_a_plan_shows_as_many_samples_as_asked_for(benchmarks) -> None:
     for name in benchmarks.flickr8k.RECIPES:
         for samples in (51_000, 204_000):
             run = plan(name, 0, samples, 6000)
-            assert run.epochs % run.every == 0 and run.epochs // run.every >= 3 and abs(run.shown / samples - 1) < 0.05
+            assert run.epochs % run.every == 0 and run.epochs // run.every >= 3 and abs(run.shown / samples - 1) < 0.06
     with pytest.raises(ValueError, match="batch of 256"):
         plan("base", 0, 51_000, 100)
 
@@ -147,7 +149,8 @@ def recall_by_hand(folder: Path, shards: Path) -> dict[str, float]:
 
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     model.eval()
-    assert str(transform) == str(peer.image_transform(64, is_train=False))  # what it was trained for
+    own, trained = (some.transforms[-1] for some in (transform, peer.image_transform(64, is_train=False)))
+    assert [*own.mean, *own.std] == [*trained.mean, *trained.std]
     pairs = peer.read(shards)
     with torch.no_grad():
         images = model.encode_image(torch.stack([transform(image) for image, _ in pairs]), normalize=True)
@@ -231,7 +234,9 @@ def test_a_step_against_open_clip(benchmarks, splits: Path, monkeypatch) -> None
     found = toy(benchmarks, splits)
     assert shapes["theirs"] == [(torch.float32, (4, 77))] * 4
     lengths = [shape[1] for _, shape in shapes["ours"][:-1]]
-    assert len(lengths) == 6 and lengths.count(77) == 3 and {dtype for dtype, _ in shapes["ours"]} == {torch.uint8}
+    assert [n == 77 for n in lengths] == [False, True, True, False, False, True] and {
+        dtype for dtype, _ in shapes["ours"]
+    } == {torch.uint8}
     assert found["tokens"] == [n for n in lengths if n != 77][1:]
     pairs = zip(found["seconds"]["open_clip"], found["seconds"]["ours"], strict=True)
     assert found["gain"] == pytest.approx(statistics.median(a / b for a, b in pairs), abs=1e-3)
@@ -242,6 +247,20 @@ def test_a_step_against_open_clip(benchmarks, splits: Path, monkeypatch) -> None
     )  # of a block of width 32: forward and twice that backward, 4 rows, 12 matrices' worth
     saved = (flops["open_clip"] - flops["ours"]) / (block * (77 - tokens))
     assert 0.95 < saved < 2  # attention's own products, which grow with the square, come on top
+
+
+def test_the_peer_gets_what_its_own_transform_gives(benchmarks) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    module: Any = torch.nn.Module()
+    module.model = loaded("vit").model
+    transform = benchmarks.peer.image_transform(32, is_train=False, mean=[0.5, 0.4, 0.3], std=[0.25, 0.2, 0.3])
+    batch = {"image": torch.from_numpy(pixels).permute(0, 3, 1, 2), "text": torch.ones(2, 5, dtype=torch.int64)}
+    image, text = benchmarks.step.as_open_clip(batch, module)
+    torch.testing.assert_close(image, torch.stack([transform(Image.fromarray(one)) for one in pixels]))
+    assert image.is_contiguous() and text.shape == (2, 77) and text.sum() == 10 and text[0, :5].all()
 
 
 def test_a_step_on_other_data_is_no_comparison(benchmarks, splits: Path, monkeypatch) -> None:
@@ -261,7 +280,7 @@ def test_a_step_on_other_data_is_no_comparison(benchmarks, splits: Path, monkeyp
 
 def test_what_is_kept_for_backward_is_counted(benchmarks) -> None:
     module = torch.nn.Linear(50, 100, bias=False)
-    x = torch.randn(8, 50)
+    x = torch.randn(8, 50, requires_grad=True)  # or the weights would not be kept
     with benchmarks.inside.Saved(module) as saved:
         for part in x.clone().split(4):  # linear keeps its input (4, 50), exp its output (4, 100), both float32
             module(part.clone()).exp().sum().backward()

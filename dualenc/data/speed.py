@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dualenc.data.dataset import KINDS_BUT_IMAGE, Batches, ImageCache
+from dualenc.data.dataset import Batches, ImageCache
 from dualenc.data.keys import Keys
 from dualenc.data.loader import make_loader
 from dualenc.data.order import BatchOrder
@@ -71,7 +71,7 @@ class Parts:
         self.places = _places(order)
         self.samples: list[tuple[int, int, Sample]] = []
         self.rows: list[dict[str, Any]] = []
-        self._kinds = KINDS if dataset.cache is None else KINDS_BUT_IMAGE
+        self._kinds = dataset.kinds
 
     def read(self) -> int:
         for position, epoch in itertools.islice(self.places, TAKE):

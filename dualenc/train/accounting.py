@@ -11,7 +11,7 @@ from dualenc.data.dataset import warn_once
 from dualenc.data.stream.samples import REST_LEFT, SHARD_LEFT
 from dualenc.data.stream.transport import BROKEN, MISSING, shown
 from dualenc.data.tar import DAMAGED, NOT_A_TAR, TRUNCATED
-from dualenc.train.gather import gathered
+from dualenc.train.ranks import of_all
 
 log = logging.getLogger("dualenc")
 
@@ -38,7 +38,7 @@ class Counts:
 
     def total(self) -> collections.Counter[Key]:
         """The counts of all ranks together."""
-        return sum((collections.Counter(part) for part in gathered(dict(self._counts))), collections.Counter())
+        return sum((collections.Counter(part) for part in of_all(dict(self._counts))), collections.Counter())
 
     def clear(self) -> None:
         self._counts.clear()

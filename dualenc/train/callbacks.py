@@ -30,6 +30,11 @@ class Progress(TQDMProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
+        logged = trainer._logger_connector.should_update_logs
+        if logged and (loss := trainer.callback_metrics.get("train/loss")) is not None:
+            self._loss = float(loss)  # waits for the device, as logging at this step does anyway
+        if hasattr(self, "_loss"):
+            metrics["train/loss"] = f"{self._loss:.3f}"
         steps = trainer.global_step - getattr(self, "_first", trainer.global_step)
         if steps and isinstance(batch := getattr(trainer.datamodule, "batch_size", None), int):  # type: ignore[attr-defined]
             metrics["samples/s"] = f"{steps * batch / (time.monotonic() - self._start):.0f}"

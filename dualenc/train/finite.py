@@ -81,9 +81,7 @@ class NonFinite(Callback):
         if trainer.world_size > 1:
             dist.all_reduce(flags, dist.ReduceOp.MAX)  # on the device: nobody waits for it here
         ours, self.skipped = flags[0], flags[1]
-        if scaler is None and getattr(
-            optimizer, "_step_supports_amp_scaling", False
-        ):  # fused: torch's own mark of those
+        if scaler is None and optimizer.defaults.get("fused"):
             optimizer.found_inf = ours
         elif bool(ours):
             for parameter in parameters:

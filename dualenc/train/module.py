@@ -24,10 +24,10 @@ from dualenc.model.spec import input_spec
 from dualenc.model.towers import image_features, text_features
 from dualenc.train import accounting, start
 from dualenc.train.accumulate import CachedFeatures, reduced_once
-from dualenc.train.gather import gathered
 from dualenc.train.image_store import ImageRows, image_rows
 from dualenc.train.optimizer import make_optimizer, parameter_groups
 from dualenc.train.pairs import captions_of, pairs_of
+from dualenc.train.ranks import of_all, rank_and_ranks
 from dualenc.train.schedule import total_steps, warmup_cosine
 from dualenc.train.settings import check_prefixes, check_settings
 from dualenc.train.speed import compile_towers
@@ -174,7 +174,7 @@ class ContrastiveModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
         self.counts.add(batch)
-        pairs = pairs_of(batch, self.global_rank, self.positives, self.mask_false_negatives)
+        pairs = pairs_of(batch, rank_and_ranks()[0], self.positives, self.mask_false_negatives)
         if self.accumulate > 1:
             context = self.trainer.precision_plugin.forward_context
             self._cached = CachedFeatures(self.embed, batch, self.accumulate, self.model, context)
@@ -182,7 +182,7 @@ class ContrastiveModule(pl.LightningModule):
         else:
             loss = self._loss(self._images(batch), self._texts(batch), pairs)
         self._refuse_empty(loss)
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach())
         self.log("train/logit_scale", self.model.logit_scale.exp().detach())  # type: ignore[operator]
         return loss
 
@@ -203,15 +203,12 @@ class ContrastiveModule(pl.LightningModule):
 
     def _loss(self, image: Tensor, text: Tensor, pairs: Pairs) -> Tensor:
         """The loss over the whole batch of all ranks; image (B, D), text (B, K, D) are of this one."""
-        with torch.autocast(image.device.type, enabled=False):  # logits in half precision cost 1 % of the gradient
-            if image.dtype in (torch.float16, torch.bfloat16):
-                image, text = image.float(), text.float()
-            text = text.flatten(0, 1) if self.positives == "group" else text
-            scale = self.model.logit_scale.exp()  # type: ignore[operator]
-            common: dict[str, Any] = {"pairs": pairs, "dims": self.prefixes, "tile": self.tile, "ranks": True}
-            if self.loss == "sigmoid":
-                return sigmoid_loss(image, text, scale, self.model.logit_bias, **common)  # type: ignore[arg-type]
-            return contrastive_loss(image, text, scale, label_smoothing=self.label_smoothing, **common)
+        text = text.flatten(0, 1) if self.positives == "group" else text
+        scale = self.model.logit_scale.exp()  # type: ignore[operator]
+        common: dict[str, Any] = {"pairs": pairs, "dims": self.prefixes, "tile": self.tile, "ranks": True}
+        if self.loss == "sigmoid":
+            return sigmoid_loss(image, text, scale, self.model.logit_bias, **common)  # type: ignore[arg-type]
+        return contrastive_loss(image, text, scale, label_smoothing=self.label_smoothing, **common)
 
     def _refuse_empty(self, loss: Tensor) -> None:
         """ValueError after MOST_EMPTY batches in a row of which nothing could be used: one may be that of a broken shard."""
@@ -238,7 +235,7 @@ class ContrastiveModule(pl.LightningModule):
         accounting.refuse_nothing(counted)
         left = data.left_over(accounting.samples(counted))
         if data.streams is not None:  # each rank has its own
-            left["incomplete_batch"] = sum(gathered(left["incomplete_batch"]))
+            left["incomplete_batch"] = sum(of_all(left["incomplete_batch"]))
         total = counted + collections.Counter(data.listed)
         if self.trainer.is_global_zero:
             accounting.report(total, left, self.current_epoch)
@@ -269,7 +266,7 @@ class ContrastiveModule(pl.LightningModule):
                 metrics = {f"{prefix}/zeroshot_{k}": v for k, v in (metrics | account).items()}
             else:
                 metrics = {f"{prefix}/{k}": v for k, v in (seen.recall() | account).items()}
-            self.log_dict(metrics, rank_zero_only=True)
+            self.log_dict(metrics)  # equal on all ranks
         self._seen.clear()
         self._shown.clear()
 

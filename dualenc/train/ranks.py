@@ -1,4 +1,4 @@
-"""Numbers over ranks, as tensors: nothing is pickled. With one rank, or no process group, everything stays as it is."""
+"""Numbers over ranks. With one rank, or no process group, everything stays as it is."""
 
 from __future__ import annotations
 
@@ -80,3 +80,13 @@ def from_first(compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def _device() -> torch.device:
     """Where the default group's collectives want their tensors."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def of_all(value: Any) -> list[Any]:
+    """The value of every rank, on every rank; only arrays and plain types of our own pass through."""
+    ranks = rank_and_ranks()[1]
+    if ranks == 1:
+        return [value]
+    parts: list[Any] = [None] * ranks
+    dist.all_gather_object(parts, value)
+    return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import math
@@ -196,7 +197,7 @@ def run(argv: list[str]) -> None:
     for pattern in NOISE:
         warnings.filterwarnings("ignore", message=pattern)
     try:
-        with caught():
+        with caught() if argv[:1] == ["fit"] else contextlib.nullcontext():
             CLI(ContrastiveModule, PairData, **cli_settings(argv), save_config_kwargs={"overwrite": True})
     except BaseException:
         if CLI.fresh is not None and not (CLI.fresh / "checkpoints").exists():

@@ -17,6 +17,7 @@ COMMANDS = {
     "data pack",
     "data check",
     "data bench",
+    "data mine",
     "fit",
     "validate",
     "test",
@@ -36,6 +37,8 @@ COMMANDS = {
     "eval zeroshot",
     "eval composition",
     "classify",
+    "interpolate",
+    "export",
 }
 
 

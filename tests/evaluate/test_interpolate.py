@@ -148,6 +148,7 @@ def test_the_mean_decides_and_of_equals_the_nearest_to_the_start():
     some = points([0.2, 0.6, 0.8], [0.9, 0.8, 0.1])
     assert best(some) is some[1]
     assert best(points([0.2, 0.6, 0.8])).alpha == 1.0
+    assert best(points([0.2, 0.6, 0.8])).mean == 0.8  # of one task: its score
     tied = points([0.5, 0.75, 0.75, 0.5], [0.5, 0.25, 0.25, 0.5])
     assert best(tied).alpha == 0.0
     assert best(tied[::-1]).alpha == 0.0

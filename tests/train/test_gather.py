@@ -15,7 +15,6 @@ from dualenc.data.prepare import Prepare
 from dualenc.data.shards import open_source
 from dualenc.data.transforms import Augment
 from dualenc.model.folder import load_checkpoint
-from dualenc.train.gather import gather_rows
 from dualenc.train.module import ContrastiveModule
 from tests.small import SIGLIP_TEXT, TEXT, VISION, write_shards
 from tests.train.conftest import read_log
@@ -88,18 +87,6 @@ def test_two_ranks_have_the_gradients_of_one_process(whole, ranks, name):
                 largest = float(value.abs().max())
                 assert float((found[key] - value).abs().max()) <= 1e-8 * max(1e-3, largest), key
                 assert largest > 0, key
-
-
-def test_rows_come_in_the_order_of_ranks(ranks):
-    first = torch.arange(6.0).reshape(2, 3)
-    for image, text, valid in (rank["gathered"] for rank in ranks):
-        assert torch.equal(image, torch.cat([first, first + 10])) and torch.equal(text, image + 100)
-        assert valid.tolist() == [True, True, True, False]
-
-
-def test_one_process_needs_no_gathering():
-    image, text, valid = torch.ones(2, 3), torch.zeros(2, 3), torch.tensor([True, False])
-    assert all(a is b for a, b in zip(gather_rows(image, text, valid), (image, text, valid), strict=True))
 
 
 def test_a_fit_on_two_devices_gives_the_weights_of_one(command, settings, tmp_path):

@@ -10,7 +10,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dualenc.train.gather import gather_rows
 from dualenc.train.module import ContrastiveModule
 
 
@@ -48,9 +47,7 @@ def main(folder: str) -> None:
     found = {}
     for name, case in cases.items():
         found[name] = gradients(case["settings"], case["state"], slices(case["batch"], rank, ranks), parallel=True)
-    row = torch.arange(6.0).reshape(2, 3) + 10 * rank
-    gathered = gather_rows(row, row + 100, torch.tensor([True, rank == 0]))
-    torch.save({"gradients": found, "gathered": gathered}, os.path.join(folder, f"{rank}.pt"))
+    torch.save({"gradients": found}, os.path.join(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 
