@@ -10,7 +10,6 @@ from typing import Any
 
 import dualenc.torchvision_ops  # noqa: F401  (before Lightning)
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
@@ -19,7 +18,6 @@ from dualenc.model.finetune import check_training, prepare
 from dualenc.model.freeze import keep_frozen_eval
 from dualenc.model.lora import Lora, merged
 from dualenc.model.losses import Pairs, contrastive_loss, sigmoid_loss
-from dualenc.model.names import class_files
 from dualenc.model.spec import input_spec
 from dualenc.model.towers import image_features, text_features
 from dualenc.train import accounting, start
@@ -29,16 +27,16 @@ from dualenc.train.optimizer import make_optimizer, parameter_groups
 from dualenc.train.pairs import captions_of, pairs_of
 from dualenc.train.ranks import of_all, rank_and_ranks
 from dualenc.train.schedule import total_steps, warmup_cosine
+from dualenc.train.scored import Scored
 from dualenc.train.settings import check_prefixes, check_settings
 from dualenc.train.speed import compile_towers
-from dualenc.train.validation import Embeddings, zero_shot_scores
 
 log = logging.getLogger("dualenc")
 
 MOST_EMPTY = 10  # batches in a row without a usable sample, after which training stops
 
 
-class ContrastiveModule(pl.LightningModule):
+class ContrastiveModule(Scored):
     """Trains two open_clip towers.
 
     Args:
@@ -108,8 +106,7 @@ class ContrastiveModule(pl.LightningModule):
         warmup_steps: int = 50,
     ):
         super().__init__()
-        self._given = {name: value for name, value in locals().items() if name != "self"}
-        check_settings(self._given)
+        check_settings(locals())
         check_training(image_blocks, text_blocks, lora, patch_dropout, layer_decay)
         self.save_hyperparameters()
         self.hparams["lora"] = None if lora is None else dataclasses.asdict(lora)  # plain, for checkpoints
@@ -125,8 +122,6 @@ class ContrastiveModule(pl.LightningModule):
         check_prefixes(matryoshka, int(self.model_cfg["embed_dim"]))
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.counts = accounting.Counts()
-        self._seen: dict[int, Embeddings] = {}  # by the number of the evaluation loader, like the next
-        self._shown: dict[int, accounting.Counts] = {}
         self._empty: int | Tensor = 0  # batches in a row of which nothing could be used
         self._rows: ImageRows | None = None  # of a frozen image tower
         self._cached: CachedFeatures | None = None  # of the step under way
@@ -142,13 +137,7 @@ class ContrastiveModule(pl.LightningModule):
         if stage == "fit":
             start_from, preprocess = self.hparams["start_from"], self.hparams["preprocess"]
             self._rows = image_rows(self.trainer.datamodule, self.model, start_from, preprocess)  # type: ignore[attr-defined]
-        source = getattr(self.trainer.datamodule, "sources", {}).get("zeroshot")  # type: ignore[attr-defined]
-        if source is not None:
-            class_files(self.trainer.datamodule.paths["zeroshot"])  # type: ignore[attr-defined]
-            if all(source.sample(i, ("cls",)).label() is None for i in range(min(len(source), 100))):
-                raise ValueError(
-                    f"data.zeroshot: {source.path} has no KEY.cls, so no right classes; add them or leave it out"
-                )
+        self.check_classes()
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -241,40 +230,9 @@ class ContrastiveModule(pl.LightningModule):
             accounting.report(total, left, self.current_epoch)
         self.log_dict(accounting.metrics(total, left, data.names), rank_zero_only=True)
 
-    def validation_step(self, batch: dict[str, Any], _: int, dataloader_idx: int = 0) -> None:
-        self._seen.setdefault(dataloader_idx, Embeddings()).add(self.model, batch)
-        self._shown.setdefault(dataloader_idx, accounting.Counts()).add(batch)
-
-    test_step = validation_step
-
-    def on_validation_epoch_end(self) -> None:
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._report("test")
-
-    def _report(self, prefix: str) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        names = [name for name in ("val", "zeroshot") if name in data.sources] if prefix == "val" else ["test"]
-        for place, name in enumerate(names):
-            seen = self._seen.pop(place, None)
-            if seen is None or self.trainer.sanity_checking:
-                continue
-            account = accounting.evaluated(self._shown[place].total(), name)
-            if name == "zeroshot":
-                metrics = zero_shot_scores(self.model, self.tokenizer, seen, *class_files(data.paths["zeroshot"]))
-                metrics = {f"{prefix}/zeroshot_{k}": v for k, v in (metrics | account).items()}
-            else:
-                metrics = {f"{prefix}/{k}": v for k, v in (seen.recall() | account).items()}
-            self.log_dict(metrics)  # equal on all ranks
-        self._seen.clear()
-        self._shown.clear()
-
     def configure_optimizers(self) -> Any:
-        groups = parameter_groups(
-            self.model, self._given["lr"], self._given["weight_decay"], self._given["layer_decay"]
-        )
-        optimizer = make_optimizer(groups, self._given["betas"])
+        rates = (self.hparams[name] for name in ("lr", "weight_decay", "layer_decay"))
+        optimizer = make_optimizer(parameter_groups(self.model, *rates), tuple(self.hparams["betas"]))
         total = total_steps(self.trainer)
         if not math.isfinite(total):
             raise ValueError(
@@ -282,7 +240,7 @@ class ContrastiveModule(pl.LightningModule):
                 "for streams, whose length nobody knows) or max_epochs"
             )
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, self._given["warmup_steps"], int(total))
+            optimizer, lambda step: warmup_cosine(step, self.hparams["warmup_steps"], int(total))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -23,12 +23,14 @@ from tests.train.test_gather import free_port
 forked = multiprocessing.get_context("forkserver")
 forked.set_forkserver_preload(["tests.train.gradient_ranks"])  # torch and open_clip are imported once for all of them
 PATIENCE = 300  # seconds
-FEW = [name for name in CASES if "all" in name]
+TILED = [name for name in CASES if name.endswith("tile 3")]
 RUNS = [
-    pytest.param(2, tuple(CASES), id="2 ranks"),
-    pytest.param(4, tuple(FEW), id="4 ranks, few"),
-    pytest.param(4, tuple(CASES), id="4 ranks", marks=pytest.mark.full),
+    pytest.param(2, TILED, id="2 ranks, tiled"),
+    pytest.param(4, [name for name in TILED if "all" in name], id="4 ranks, few"),
+    pytest.param(2, list(CASES), id="2 ranks", marks=pytest.mark.full),
+    pytest.param(4, list(CASES), id="4 ranks", marks=pytest.mark.full),
 ]
+QUICK = [name for name in FITS if name.startswith("ddp")]
 
 
 def together(target, arguments):
@@ -81,7 +83,7 @@ def test_one_rank(expected, name):
 @pytest.mark.parametrize(("ranks", "names"), RUNS)
 def test_several_ranks(expected, ranks, names):
     folder, port = expected[0], free_port()
-    assert together(compare, [(str(folder), list(names), rank, ranks, port) for rank in range(ranks)]) == [0] * ranks
+    assert together(compare, [(str(folder), names, rank, ranks, port) for rank in range(ranks)]) == [0] * ranks
     for rank in range(ranks):
         found = torch.load(folder / f"{ranks}.{rank}.pt", weights_only=True)
         assert len(found) == 2 * len(names)
@@ -99,12 +101,20 @@ def alone(data):
     return fit(data, 1)
 
 
-@pytest.fixture(scope="module")
-def fits(data, tmp_path_factory):
-    """What each of two ranks found: one process group for all fits."""
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(QUICK, id="ddp"),
+        pytest.param([name for name in FITS if name not in QUICK], id="others", marks=pytest.mark.full),
+    ],
+)
+def fits(request, data, tmp_path_factory):
+    """name -> what each of two ranks found: one process group for some fits."""
     folder, port = tmp_path_factory.mktemp("fits"), free_port()
-    assert together(fit_all, [(str(folder), data, rank, port) for rank in (0, 1)]) == [0, 0]
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert together(fit_all, [(str(folder), data, request.param, rank, port) for rank in (0, 1)]) == [0, 0]
+    ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert len(ranks[0]) >= 2
+    return {name: [rank[name] for rank in ranks] for name in request.param}
 
 
 def assert_same_weights(found, expected):
@@ -113,20 +123,20 @@ def assert_same_weights(found, expected):
         assert torch.allclose(found[name], value, rtol=1e-7, atol=1e-9), name
 
 
-@pytest.mark.parametrize("name", FITS)
-def test_a_fit_of_two_ranks_ends_with_the_weights_of_one(fits, alone, name):
-    for rank in fits:
-        assert_same_weights(rank[name]["weights"], alone["weights"])
+def test_a_fit_of_two_ranks_ends_with_the_weights_of_one(fits, alone):
+    for ranks in fits.values():
+        for rank in ranks:
+            assert_same_weights(rank["weights"], alone["weights"])
 
 
-@pytest.mark.parametrize("name", FITS)
-def test_gradients_are_exchanged_once_a_step(fits, name):
-    trained = sum(value.numel() for key, value in fits[0][name]["weights"].items() if "attn_mask" not in key)
-    for rank in fits:
-        if FITS[name][1] == 1:
-            assert sum(rank[name]["sizes"]) >= trained  # DDP by itself: in buckets, while the towers still work
-        else:
-            assert [size for size in rank[name]["sizes"] if size > 1000] == [trained]  # the loss's own are smaller
+def test_gradients_are_exchanged_once_a_step(fits, alone):
+    trained = sum(value.numel() for key, value in alone["weights"].items() if "attn_mask" not in key)
+    for name, ranks in fits.items():
+        for rank in ranks:
+            if FITS[name][1] == 1:
+                assert sum(rank["sizes"]) >= trained  # DDP by itself: in buckets, while the towers still work
+            else:
+                assert [size for size in rank["sizes"] if size > 1000] == [trained]  # the loss's own are smaller
 
 
 def test_a_fit_in_pieces_ends_with_the_same_weights(alone, data):

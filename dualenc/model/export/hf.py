@@ -32,8 +32,8 @@ PACKAGES = ("transformers",)
 DIFFERS = (  # what transformers' own classes do otherwise, whatever is written into their files
     "captions: curly quotes, HTML entities and broken UTF-8 are repaired by open_clip and not by CLIPTokenizer; "
     "<|endoftext|> in a caption ends it there",
-    "pictures: CLIPImageProcessor resizes with torchvision, values differ by 1 of 255 now and then (backend='pil' does "
-    "not); where an odd number of pixels is cut away, it may cut one pixel beside; it neither turns pictures by their "
+    "pictures: CLIPImageProcessor resizes with torchvision, so values may differ by 1 of 255 (not with "
+    "backend='pil'); where an odd number of pixels is cut away, it may cut one pixel beside; it neither turns pictures by their "
     "EXIF nor puts transparent ones on white",
 )
 RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
