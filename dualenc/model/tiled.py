@@ -19,9 +19,9 @@ from torch.autograd.function import once_differentiable
 
 from dualenc.model.pairs import Relations, blocks
 
-TILE = {"cpu": 2048}  # edge by type of device, as measured (benchmarks/loss.py)
-OTHER_TILE = 4096
-PAYS = 4096  # from so many rows and columns (geometric mean) on, tiles are faster than one matrix
+TILE = {"cpu": 1024}  # edge by type of device: a tile and its copies fit a core's caches
+OTHER_TILE = 4096  # not measured: large enough to keep a GPU busy
+PAYS = 2048  # from so many rows and columns (geometric mean) on, tiles take no longer than one matrix
 
 
 class Sums(NamedTuple):

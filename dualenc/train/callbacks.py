@@ -51,7 +51,7 @@ class ExactGradients(Callback):
                 "the batch as negatives, another gradient than the whole batch's; set it to 1 and data.batch_size to what fits"
             )
         if stage == "fit":
-            check_strategy(trainer)
+            check_strategy(trainer, pl_module.accumulate)  # type: ignore[arg-type]
             check_pieces(pl_module.accumulate, trainer.datamodule.batch_size, trainer.world_size)  # type: ignore[arg-type,attr-defined]
         normalised = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in pl_module.modules())
         if stage == "fit" and trainer.world_size > 1 and normalised:

@@ -125,6 +125,7 @@ class ContrastiveModule(Scored):
         self._empty: int | Tensor = 0  # batches in a row of which nothing could be used
         self._rows: ImageRows | None = None  # of a frozen image tower
         self._cached: CachedFeatures | None = None  # of the step under way
+        self._replayed = False  # whether a step has shown that its second pass repeats the first
         self.embed = {"image": self._images, "text": self._texts}
 
     def train(self, mode: bool = True) -> ContrastiveModule:
@@ -178,8 +179,8 @@ class ContrastiveModule(Scored):
     def backward(self, loss: Tensor, *args: Any, **settings: Any) -> None:
         super().backward(loss, *args, **settings)
         if self._cached is not None:
-            self._cached.backward(check=self.global_step == 0)
-            self._cached = None
+            self._cached.backward(check=not self._replayed)
+            self._cached, self._replayed = None, True
 
     def _images(self, batch: dict[str, Any]) -> Tensor:
         """Unit rows (B, D)."""
