@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sys
@@ -15,7 +16,16 @@ WAYS = {"text_to_image": "text→image", "image_to_text": "image→text"}
 BENCHMARKS = Path(__file__).parent / "README.md"
 DATA_BLOCK = re.compile(r"(<!-- data: .*? -->\n).*?(<!-- /data -->)", re.DOTALL)
 INDEX_BLOCK = re.compile(r"(<!-- index: .*? -->\n).*?(<!-- /index -->)", re.DOTALL)
+TRAIN_BLOCK = re.compile(r"(<!-- train: .*? -->\n).*?(<!-- /train -->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- /results -->)", re.DOTALL)
+TRAINING = {
+    "loss": "The loss alone",
+    "train_step": "A training step",
+    "train_accumulate": "Accumulation",
+    "train_ranks": "Two ranks",
+    "train_flickr8k": "What a sample buys",
+    "train_profile": "One step, taken apart",
+}
 LINES = {
     "scenes": ("Scenes, built in", "1,000 held-out scenes"),
     "flickr8k": ("Flickr8k, from scratch", "1,000 photos × 5 captions"),
@@ -113,12 +123,25 @@ def index_tables(text: str) -> dict[Path, str]:
     }
 
 
+def train_tables() -> str:
+    """What the benchmarks of training measured, each by its own table."""
+    parts = []
+    for name, title in TRAINING.items():
+        if (RESULTS / f"{name}.json").exists():
+            entry = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+            text = importlib.import_module(name).table(entry["results"])
+            parts.append(f"### {title}\n\n```\n{text}\n```\n\n`{entry['command']}`, {entry['date']}.\n")
+    return "\n".join(parts)
+
+
 def rendered() -> dict[Path, str]:
     """What each file that shows results should say."""
     texts = {README: BLOCK.sub(lambda found: found[1] + table() + found[2], README.read_text(encoding="utf-8"))}
     if (RESULTS / "data.json").exists():
         text = BENCHMARKS.read_text(encoding="utf-8")
         texts[BENCHMARKS] = DATA_BLOCK.sub(lambda found: found[1] + data_table() + found[2], text)
+    text = texts.get(BENCHMARKS) or BENCHMARKS.read_text(encoding="utf-8")
+    texts[BENCHMARKS] = TRAIN_BLOCK.sub(lambda found: found[1] + train_tables() + found[2], text)
     if (RESULTS / "index.json").exists():
         texts |= index_tables(texts.get(BENCHMARKS) or BENCHMARKS.read_text(encoding="utf-8"))
     for name in LINES:

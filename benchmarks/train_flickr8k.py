@@ -71,7 +71,7 @@ RECIPES: dict[str, list[str]] = {
     "captions5_words_mask_ema": [*FIVE, *WORDS, MASK, AVERAGE],
     "everything": [*FIVE, *WORDS, *CROP, GROUP, MASK, SMOOTH, AVERAGE],
     "captions5_batch_128": [*FIVE, *SMALL],
-    "chosen": [*FIVE, *CROP, *WORDS, *SMALL, MASK, AVERAGE],
+    "chosen": ["--data.captions=2", *CROP, *WORDS, *SMALL, MASK, AVERAGE],
 }
 SCORES = [f"{way}/recall@{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)]
 

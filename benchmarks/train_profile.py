@@ -106,6 +106,18 @@ def _waits(events: Any, name: str) -> int:
     return found
 
 
+def table(results: dict[str, Any]) -> str:
+    """Milliseconds of a step by phase, then the operators with the largest own time."""
+    whole = sum(results["milliseconds"].values())
+    lines = [f"{'':<44}{'ms a step':>12}{'share':>9}{'calls':>8}"]
+    for name, taken in results["milliseconds"].items():
+        lines.append(f"{name:<44}{taken:>12.2f}{taken / whole:>9.1%}")
+    for one in results["operators"]:
+        lines.append(f"{one['name'][:42]:<44}{one['milliseconds']:>12.2f}{one['share']:>9.1%}{one['calls']:>8.0f}")
+    waits = sum(results["waits_a_step"].values())
+    return "\n".join([*lines, f"waits for the device, a step ({results['device']}): {waits:g}"])
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -114,6 +126,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options, more = parser.parse_known_args(arguments)
     figures = measure(["--config", options.config, *more], options.steps)
     record("train_profile", figures)
+    print(table(figures))
     return figures
 
 

@@ -340,3 +340,31 @@ def test_a_process_that_fails_is_told(benchmarks, splits: Path) -> None:
     with pytest.raises(RuntimeError, match="ended before its step"):
         process.step()
     process.end()
+
+
+def test_the_losses(benchmarks: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import loss
+
+    found = loss.exact(64, 16, 10)
+    assert found["largest_difference"] <= 1e-10 and len(found["gradients"]) == 13
+    small = ["--rank-batch", "64", "--dim", "16", "--repeats", "1"]
+    monkeypatch.setattr("sys.argv", ["loss.py", "--only", "ranks", *small])
+    monkeypatch.setattr(loss, "RESULTS", tmp_path, raising=False)
+    loss.main()
+    entry = json.loads((tmp_path / "loss.json").read_text())["results"]["ranks"]
+    assert entry["relative_difference"] < 1e-4 and set(entry["seconds"]) == {"gather", "ring"}
+
+
+def test_the_profile_of_a_step(benchmarks: SimpleNamespace, splits: Path, tmp_path: Path) -> None:
+    import train_profile
+
+    config = tmp_path / "config.yaml"
+    model = {name.removeprefix("model__"): value for name, value in TOWERS.items()}
+    data = {"train": str(splits / "train"), "batch_size": 8, "workers": 0}
+    trainer = {"max_steps": 50, "accelerator": "cpu", "devices": 1, "default_root_dir": str(tmp_path / "run")}
+    config.write_text(yaml.safe_dump({"trainer": trainer, "model": model, "data": data}))
+    found = train_profile.main(["--config", str(config), "--steps", "2"])
+    assert set(found["milliseconds"]) == {"forward", "backward", "optimizer", "rest"}
+    assert all(taken > 0 for taken in found["milliseconds"].values())
+    assert any("addmm" in one["name"] or "mm" in one["name"] for one in found["operators"])
+    assert "waits for the device" in train_profile.table(found).splitlines()[-1]

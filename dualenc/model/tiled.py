@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from dualenc.model.pairs import Relations, blocks
 
-TILE = {"cpu": 1024}  # edge by type of device: a tile and its copies fit a core's caches
+TILE = {"cpu": 1024}  # edge by type of device: a tile and its copies stay in the last-level cache
 OTHER_TILE = 4096  # not measured: large enough to keep a GPU busy
 PAYS = 2048  # from so many rows and columns (geometric mean) on, tiles take no longer than one matrix
 
