@@ -360,7 +360,7 @@ def test_the_profile_of_a_step(benchmarks: SimpleNamespace, splits: Path, tmp_pa
 
     config = tmp_path / "config.yaml"
     model = {name.removeprefix("model__"): value for name, value in TOWERS.items()}
-    data = {"train": str(splits / "train"), "batch_size": 8, "workers": 0}
+    data = {"train": str(splits / "train"), "batch_size": 4, "workers": 0}
     trainer = {"max_steps": 50, "accelerator": "cpu", "devices": 1, "default_root_dir": str(tmp_path / "run")}
     config.write_text(yaml.safe_dump({"trainer": trainer, "model": model, "data": data}))
     found = train_profile.main(["--config", str(config), "--steps", "2"])
