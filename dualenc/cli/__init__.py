@@ -86,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
 def interrupted() -> int:
     """Say what an interruption leaves; the exit code of one."""
     sys.stderr.write(
-        "\ndualenc: interrupted; what is finished is kept: run the same again (fit: with --ckpt_path last)\n"
+        "\ndualenc: interrupted; what is finished is kept: run the same again (fit: with --ckpt_path last, once there is one)\n"
     )
     return 130
 

@@ -141,6 +141,8 @@ def _batches(path: str | Path) -> Iterator[pa.RecordBatch]:
 
 def _positions(names: pa.Array, known: pa.Array) -> np.ndarray:
     """int64: where each name stands among `known`; -1 for none."""
+    if not (pa.types.is_string(names.type) or pa.types.is_large_string(names.type)):
+        raise ValueError(f"its keys are {names.type}, and keys are text; mine again")
     found = pc.index_in(names.cast(pa.large_binary()), value_set=known)
     return found.fill_null(-1).to_numpy().astype(np.int64)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterable
 from typing import Any
 
@@ -61,6 +62,12 @@ def unchanged(batch: Any) -> Any:
     return batch
 
 
+def outlive_a_signal(_: int = 0) -> None:
+    """For a worker: the first SIGTERM passes. Whoever stops a whole group of processes means the trainer, which still needs
+    batches up to its checkpoint; a second one, such as DataLoader sends to a worker that hangs, ends the worker."""
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL) and None)
+
+
 def make_loader(
     source: Source,
     prepare: Prepare,
@@ -80,6 +87,7 @@ def make_loader(
         collate_fn=unchanged,  # DataLoader's own would walk every list of a batch
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=outlive_a_signal,
         prefetch_factor=prefetch if workers else None,
         pin_memory=torch.cuda.is_available(),
     )

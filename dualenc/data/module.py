@@ -54,8 +54,8 @@ class PairData(pl.LightningDataModule):
         image_store: a store of the training images that model.start_from embedded; training takes its embeddings and reads
             no image, so the image tower must be frozen (LiT: Zhai et al. 2022). Validation decodes images as ever.
         hard_negatives: a file of `dualenc data mine`; batches then bring samples and their hard negatives together.
-        hard_share: share of a batch that is hard negatives of its other samples, as far as there are enough; 1 brings all of
-            each sample.
+        hard_share: share of a batch that is hard negatives of its other samples, as far as there are enough, 0.5 unless
+            given; 1 brings all of each sample.
         augment: training augmentation.
         stream: reading what is not local.
         spec: size, normalisation and vocabulary; filled in from the model.
@@ -79,7 +79,7 @@ class PairData(pl.LightningDataModule):
         decode: str = "fast",
         image_store: str | None = None,
         hard_negatives: str | None = None,
-        hard_share: float = 0.5,
+        hard_share: float | None = None,
         augment: Augment = Augment(),  # noqa: B008  (never changed; the default is the command line's documentation)
         stream: StreamOptions = StreamOptions(),  # noqa: B008  (likewise)
         spec: dict[str, Any] | None = None,
@@ -91,7 +91,8 @@ class PairData(pl.LightningDataModule):
         self.captions: int | str = captions
         self.fields = caption_fields
         self.decode, self.augment, self.stream, self.spec = decode, augment, stream, spec
-        self.image_store, self.hard_negatives, self.hard_share = image_store, hard_negatives, hard_share
+        self.image_store, self.hard_negatives = image_store, hard_negatives
+        self.hard_share = 0.5 if hard_share is None and hard_negatives is not None else hard_share
         check_settings(self)
         self.sources: dict[str, Source] = {}
         self.streams: list[list[str]] | None = None  # the shards of each item of `train`, where they are streams
@@ -221,7 +222,9 @@ class PairData(pl.LightningDataModule):
         if self.weights is not None:
             return weighted_order(source.origin, self.weights, self.seed, epoch, self.shuffle_block)
         order = epoch_order(len(source), self.seed, epoch, self.shuffle_block)
-        return order if self._mined is None else hard_order(order, self._mined, self.batch_size, self.hard_share)
+        if self._mined is None or self.hard_share is None:
+            return order
+        return hard_order(order, self._mined, self.batch_size, self.hard_share)
 
     def val_dataloader(self) -> list[DataLoader]:
         return [self._evaluation(name) for name in ("val", "zeroshot") if name in self.sources]

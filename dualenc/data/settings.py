@@ -78,8 +78,12 @@ def _changes_pixels(augment: Augment) -> str | None:
 def _check_hard_negatives(data: PairData) -> None:
     """ValueError for orders that hard negatives cannot be brought into."""
     if data.hard_negatives is None:
+        if data.hard_share is not None:
+            raise ValueError(
+                f"data.hard_share {data.hard_share} has no effect without data.hard_negatives; give it, or leave both out"
+            )
         return
-    if not 0 < data.hard_share <= 1:
+    if data.hard_share is None or not 0 < data.hard_share <= 1:
         raise ValueError(
             f"data.hard_share is {data.hard_share}, but it is a share of each batch; use a number above 0 and at most 1"
         )

@@ -73,6 +73,9 @@ def keep_frozen_eval(model: nn.Module) -> None:
                 module.train(trained)
             elif (own and not any(own)) or (not own and leaf and not before):
                 module.eval()
+    for module in model.modules():  # peft keeps its dropout beside the frozen weight, of which it is no part
+        if hasattr(module, "lora_dropout"):
+            module.lora_dropout.train()  # type: ignore[union-attr,operator]
 
 
 def _modules(model: nn.Module, side: str) -> list[nn.Module]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import functools
 from typing import Any
 
 import dualenc.torchvision_ops  # noqa: F401  (before open_clip)
@@ -59,10 +60,17 @@ def image_features(model: Any, images: Tensor) -> Tensor:
     """Unit embeddings (B, D) of uint8 images (B, 3, H, W); normalised here, on their device, by the model's own mean and std."""
     cfg = model.visual.preprocess_cfg
     dtype = model.logit_scale.dtype  # float32; float64 in tests
-    mean, std = (torch.tensor(cfg[k], dtype=dtype, device=images.device).view(3, 1, 1) for k in ("mean", "std"))
+    mean, std = (_per_channel(tuple(cfg[k]), dtype, images.device) for k in ("mean", "std"))
     images = images.contiguous(memory_format=torch.channels_last)  # convolutions are faster so, on CPU and GPU alike
     pixels = images.to(mean.dtype).div_(255).sub_(mean).div_(std)  # torchvision's order of operations: equal bits
     return F.normalize(model.encode_image(pixels), dim=-1)
+
+
+@functools.lru_cache(maxsize=64)
+def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(3, 1, 1) on the device; kept, as a copy from the host would make a GPU wait at every step."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device).view(3, 1, 1)
 
 
 class _EncodeText(nn.Module):

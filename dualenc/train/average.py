@@ -24,11 +24,6 @@ log = logging.getLogger("dualenc")
 TRAINED = "current_model_state"  # Lightning's own name in a checkpoint whose `state_dict` holds averaged weights
 
 
-def make_ema(decay: float | None) -> Average:
-    """The callback for `model.ema`; None: no average, but a checkpoint that has one is resumed from its trained weights."""
-    return Average(decay)
-
-
 class Average(Callback):
     """avg ← avg + (1 - d)(weights - avg) after each step, d = min(decay, (1 + n) / (10 + n)) after n steps: the first
     steps, which start from random weights, are forgotten soon. Trained parameters and the running statistics of batch norm
@@ -38,15 +33,16 @@ class Average(Callback):
     a resumed run is the uninterrupted one to the bit. It has to stand before the callbacks that write checkpoints.
 
     Args:
-        decay: 0 ≤ decay < 1, or None for no average.
+        decay: 0 ≤ decay < 1; None keeps no average, but a checkpoint that has one is resumed from its trained weights.
+        guard: what knows which steps were left out; it has to stand before.
     """
 
-    def __init__(self, decay: float | None):
+    def __init__(self, decay: float | None, guard: NonFinite | None = None):
         if decay is not None and not 0 <= decay < 1:
             raise ValueError(
                 f"model.ema is {decay}, but a decay is at least 0 and below 1; leave it out for no average"
             )
-        self.decay = decay
+        self.decay, self._guard = decay, guard
         self._live: dict[str, Tensor] = {}  # the module's own tensors, by name
         self._average: dict[str, Tensor] = {}
         self._count = torch.zeros(())  # steps that entered, on the device of the weights
@@ -69,8 +65,7 @@ class Average(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if self.decay is None:
             return
-        guard = next((c for c in trainer.callbacks if isinstance(c, NonFinite)), None)  # type: ignore[attr-defined]
-        enters = 1 - guard.skipped if guard is not None else torch.ones((), device=pl_module.device)
+        enters = 1 - self._guard.skipped if self._guard is not None else torch.ones((), device=pl_module.device)
         kept = ((1 + self._count) / (10 + self._count)).clamp_max(self.decay)
         self._count = self._count + enters
         weight = (1 - kept) * enters  # 0 leaves every average as it is
@@ -115,7 +110,10 @@ class Average(Callback):
             return
         state = dict(checkpoint["state_dict"])
         trained = state | (self._trained if self._swapped else {})
-        averages = {name: tensor.to(state[name].dtype) for name, tensor in self._average.items()}
+        first = {id(p): name for name, p in pl_module.named_parameters()}
+        shared = {name: first[id(p)] for name, p in pl_module.named_parameters(remove_duplicate=False)}  # tied weights
+        own = {name: shared.get(name, name) for name in state}
+        averages = {name: self._average[of].to(state[name].dtype) for name, of in own.items() if of in self._average}
         checkpoint[TRAINED] = {name: trained[name] for name in state}
         checkpoint["state_dict"] = {name: averages.get(name, tensor) for name, tensor in state.items()}
         checkpoint["ema"] = {"count": int(self._count), "average": dict(self._average)}

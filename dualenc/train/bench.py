@@ -130,9 +130,10 @@ def _step_rate(
     module: Any, trainer: Any, data: PairData, make: Callable[[int], dict[str, Any]], seconds: float
 ) -> tuple[float, int]:
     """Samples/s of forward, backward and optimizer on a batch that is already on the device, and how many it held."""
-    trial = min(TRIAL, data.batch_size)
+    pieces = module.accumulate
+    trial = min(-(-TRIAL // pieces) * pieces, data.batch_size)
     rate = _fit(module, trainer, data, make(trial), 0.0)
-    rows = min(data.batch_size, max(trial, int(rate * STEP_SECONDS)))
+    rows = min(data.batch_size, max(trial, int(rate * STEP_SECONDS) // pieces * pieces))
     return _fit(module, trainer, data, make(rows), seconds), rows
 
 

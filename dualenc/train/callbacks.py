@@ -52,11 +52,26 @@ class ExactGradients(Callback):
             )
         if stage == "fit":
             check_strategy(trainer, pl_module.accumulate)  # type: ignore[arg-type]
-            check_pieces(pl_module.accumulate, trainer.datamodule.batch_size, trainer.world_size)  # type: ignore[arg-type,attr-defined]
+            batch, pieces = trainer.datamodule.batch_size, pl_module.accumulate  # type: ignore[attr-defined]
+            check_pieces(pieces, batch, trainer.world_size)  # type: ignore[arg-type]
+            _check_rows(batch, trainer.world_size * pieces, pl_module)  # type: ignore[arg-type,operator]
         normalised = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in pl_module.modules())
         if stage == "fit" and trainer.world_size > 1 and normalised:
             by = "the rows of all ranks" if torch.cuda.is_available() else "each rank's own rows"
             log.warning("batch norm normalises by %s; everything else is exactly one process's gradient", by)
+
+
+def _check_rows(batch: int, pieces: int, module: pl.LightningModule) -> None:
+    """ValueError for batches of which nothing can be learnt."""
+    if batch < 2:
+        raise ValueError(
+            f"data.batch_size is {batch}: a pair alone has no negatives, so nothing is learnt; set 2 or more"
+        )
+    if batch // pieces < 2 and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in module.modules()):
+        raise ValueError(
+            f"data.batch_size {batch} in {pieces} pieces leaves batch norm one row to normalise by; use fewer ranks or a lower "
+            "model.accumulate"
+        )
 
 
 class KeepLogs(Callback):

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from dualenc.model.folder import read_checkpoint
 
 log = logging.getLogger("dualenc")
 
+ASKED = 10  # steps after which several ranks agree on the time: by a message for which the device waits
 LEFT_OVER = 600  # seconds without a write after which a temporary file is that of a process that is dead
 
 
@@ -30,8 +32,11 @@ class WholeFiles(TorchCheckpointIO):
     from there to another disk is a copy, which a kill would leave half done in place of the last checkpoint."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        with whole_file(path) as partial:
-            torch.save(checkpoint, partial)
+        try:
+            with whole_file(path) as partial:
+                torch.save(checkpoint, partial)
+        except RuntimeError as error:  # torch's own, of a full disk too, which names no file
+            raise RuntimeError(f"{path}: {error}") from error
 
 
 class Clock(ModelCheckpoint):
@@ -39,6 +44,8 @@ class Clock(ModelCheckpoint):
     the epoch's own is written then, once its validation and its counts are in it."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *hook: Any) -> None:
+        if self._train_time_interval and trainer.world_size > 1 and trainer.global_step % ASKED:
+            return
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             super().on_train_batch_end(trainer, *hook)
 
@@ -67,7 +74,7 @@ def newest(folder: str | Path) -> Path:
     """The checkpoint to go on from: the newest last*.ckpt, or, where none of these can be read, the .ckpt of most steps.
 
     Those that cannot be read are named in a warning; what killed processes left behind is removed. FileNotFoundError:
-    there is none that can be read.
+    there is none; ValueError: none can be read.
     """
     folder = Path(folder)
     _remove_left_over(folder)
@@ -80,18 +87,28 @@ def newest(folder: str | Path) -> Path:
     ]
     if others:
         return max(others)[1]
+    if list(folder.glob("*.ckpt")):
+        raise ValueError(
+            f"{folder}: no checkpoint there can be read, so there is nothing to go on from; to start again, remove the run's "
+            "folder or name another trainer.default_root_dir"
+        )
     raise FileNotFoundError(
-        f"{folder}: no last.ckpt that can be read, so there is nothing to go on from; leave --ckpt_path out to start"
+        f"{folder}: no last.ckpt, so there is nothing to go on from; leave --ckpt_path out to start"
     )
 
 
 def _steps(path: Path) -> int | None:
     """How many steps a checkpoint has seen; None, and a warning, where it cannot be read."""
     try:
-        return int(read_checkpoint(path)["global_step"])
-    except (ValueError, KeyError):
-        log.warning("%s cannot be read, so it is passed over for an older checkpoint", path)
-        return None
+        steps = int(read_checkpoint(path)["global_step"])
+        with zipfile.ZipFile(path) as parts:  # torch does not look at their checksums
+            damaged = parts.testzip()
+    except (ValueError, KeyError, zipfile.BadZipFile):
+        damaged = "its head"
+    if damaged is None:
+        return steps
+    log.warning("%s cannot be read (%s is damaged), so it is passed over", path, damaged)
+    return None
 
 
 def _remove_left_over(folder: Path) -> None:
@@ -120,3 +137,23 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     """A seed of 63 bits that depends on all three: hashed, as neighbouring seeds are no independent streams."""
     digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+class Moved(Callback):
+    """A run whose folder was moved or copied goes on with the best checkpoint that lies there now, and its score."""
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        writer = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+        for state in checkpoint.get("callbacks", {}).values():
+            before = state.get("dirpath") if isinstance(state, dict) else None
+            if writer is None or before is None or before == writer.dirpath:
+                continue
+            now = Path(str(writer.dirpath))
+            state["dirpath"] = str(now)
+            for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                if state.get(name):
+                    state[name] = str(now / Path(state[name]).name)
+            best = state.get("best_k_models", {})
+            state["best_k_models"] = {str(now / Path(path).name): score for path, score in best.items()}

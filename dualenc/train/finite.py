@@ -38,7 +38,7 @@ class NonFinite(Callback):
     where there is nothing to wait for, at every step. An optimizer that is not fused is asked at every step.
 
     Under 16-bit precision with a GradScaler, gradients overflow now and then: the scaler leaves those steps out and lowers
-    its scale. They are counted apart (`train/overflow_steps`); only a loss that is not finite counts here.
+    its scale. They are counted apart (`train/overflow_steps`), until there are MOST_IN_A_ROW of them in a row.
 
     Args:
         action: "stop" raises ValueError with the step and the keys of its batch; "skip" warns and goes on, until
@@ -52,10 +52,9 @@ class NonFinite(Callback):
         self.steps, self.overflows, self._row = 0, 0, 0
         self.norm = self.skipped = torch.zeros(())  # of the latest step: gradient norm; 1 where the update was left out
         self._loss = torch.zeros(())
-        self._pending: list[
-            tuple[int, list[str], Tensor]
-        ] = []  # step, keys, (left out by us, by the scaler, loss, norm)
-        self._keys: list[str] = []
+        self._pending: list[tuple[int, list[str], int, Tensor]] = []  # see `on_before_optimizer_step`
+        self._keys: list[str] = []  # of the step under way: the first ones, and how many there are
+        self._rows = 0
         self._kept: list[tuple[Tensor, Tensor]] = []  # batch norm's statistics, and what they were before the step
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -63,7 +62,7 @@ class NonFinite(Callback):
         self._kept = [(b, b.detach().clone()) for m in norms for b in m.buffers(recurse=False)]
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, _: int) -> None:
-        self._keys = list(batch["key"])
+        self._keys, self._rows = list(batch["key"][:NAMED]), len(batch["key"])
         for buffer, kept in self._kept:
             kept.copy_(buffer)
 
@@ -89,7 +88,7 @@ class NonFinite(Callback):
         for buffer, kept in self._kept:
             buffer.copy_(torch.where(ours.bool(), kept, buffer))
         values = torch.stack([ours, self.skipped, self._loss.float(), self.norm.float()])
-        self._pending.append((trainer.global_step, self._keys, values))
+        self._pending.append((trainer.global_step, self._keys, self._rows, values))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         logged = trainer._logger_connector.should_update_logs
@@ -103,8 +102,11 @@ class NonFinite(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.look(trainer)
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self.look(trainer)
+        checkpoint["callbacks"][self.state_key] = self.state_dict()  # Lightning took it before that look
 
     def look(self, trainer: pl.Trainer) -> None:
         """Count the steps that were left out since the last look, and tell. ValueError as the class says."""
@@ -113,19 +115,20 @@ class NonFinite(Callback):
             return
         told = []
         rows = torch.stack([values for *_, values in pending]).tolist()  # waits for the device, once for all of them
-        for (step, keys, _), (ours, skipped, loss, norm) in zip(pending, rows, strict=True):
+        for (step, keys, count, _), (ours, skipped, loss, norm) in zip(pending, rows, strict=True):
             self.overflows += int(skipped and not ours)
             self.steps += int(ours)
-            self._row = self._row + 1 if ours else 0
+            self._row = self._row + 1 if skipped else 0
+            what = f"{_what(loss, norm)} at step {step} (batch: {_named(keys, count * trainer.world_size)})"
             if ours:
-                told.append(f"{_what(loss, norm)} at step {step} (batch: {_named(keys, trainer.world_size)})")
-                if self.action == "stop" or self._row == MOST_IN_A_ROW:
-                    raise ValueError(self._stopped(told[-1]))
+                told.append(what)
+            if (ours and self.action == "stop") or self._row == MOST_IN_A_ROW:
+                raise ValueError(self._stopped(what, bool(ours)))
         if told and trainer.is_global_zero:
             log.warning("left out, as they would have spoilt the weights: %s", "; ".join(told))
 
-    def _stopped(self, told: str) -> str:
-        if self.action == "stop":
+    def _stopped(self, told: str, ours: bool) -> str:
+        if ours and self.action == "stop":
             return (
                 f"{told}, so training stops before it spoils the weights; {CURE}, or model.non_finite skip to go on without "
                 "such steps"
@@ -145,7 +148,7 @@ def _what(loss: float, norm: float) -> str:
     return f"the loss is {loss}"
 
 
-def _named(keys: list[str], ranks: int) -> str:
-    """The first keys of a batch of which each rank has an equal slice, the first rank the first."""
-    more = len(keys) * ranks - len(keys[:NAMED])
-    return ", ".join(keys[:NAMED]) + (f" and {more:,} more" if more else "")
+def _named(keys: list[str], count: int) -> str:
+    """The first keys of a batch of `count` samples."""
+    more = count - len(keys)
+    return ", ".join(keys) + (f" and {more:,} more" if more else "")

@@ -18,13 +18,19 @@ import torch
 from torch import nn
 
 from dualenc.data.collate import key_group
+from dualenc.data.prepare import Prepare
 from dualenc.files import read_json
 from dualenc.index.folder import listed, open_vectors
 from dualenc.index.vectors import unit_rows
 from dualenc.model import folder
+from dualenc.model.towers import image_features
 
 log = logging.getLogger("dualenc")
 
+LOOKED_AT, SAME_IMAGE = (
+    4,
+    0.05,
+)  # images that are embedded again, and how far a row may be off: half precision, fast decode
 ABSENT = "not in the store"  # why a sample is dropped that the store has no row for
 
 
@@ -58,6 +64,10 @@ class ImageRows:
         """int64: the row of each key's number (`key_group`); -1 for keys that the store lacks."""
         place = np.searchsorted(self._groups, groups).clip(max=len(self) - 1)
         return np.where(self._groups[place] == groups, self._order[place], -1)
+
+    def row(self, place: int) -> np.ndarray:
+        """(D,) float32."""
+        return self._rows.take(np.array([place]))[0]
 
     def attach(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with `image_embedding` float32 (B, D), unit rows; one that has images stays as it is.
@@ -100,14 +110,15 @@ def image_rows(
     if start_from is None:
         raise ValueError("data.image_store needs the encoder whose embeddings it holds: set model.start_from to it")
     rows = ImageRows(data.image_store)
-    _refuse_foreign(rows, start_from, preprocess or {})
+    decode = _refuse_foreign(rows, start_from, preprocess or {})
     if data.streams is None:
         _refuse_others(rows, data.sources["train"].keys)
+        _refuse_other_images(rows, data, model, decode)
     return rows
 
 
-def _refuse_foreign(rows: ImageRows, start_from: str, preprocess: dict[str, Any]) -> None:
-    """ValueError where the store holds another encoder's embeddings, or nobody knows whose."""
+def _refuse_foreign(rows: ImageRows, start_from: str, preprocess: dict[str, Any]) -> str:
+    """How its images were decoded. ValueError where the store holds another encoder's embeddings, or nobody knows whose."""
     if rows.fingerprint is None:
         raise ValueError(
             f"{rows.store}: nobody recorded which encoder made it, so its rows may not be those of {start_from}; embed "
@@ -127,6 +138,26 @@ def _refuse_foreign(rows: ImageRows, start_from: str, preprocess: dict[str, Any]
             f"{rows.store} holds embeddings of encoder {rows.fingerprint[:12]}…, and {start_from} is {marks[0][:12]}…: embed the "
             "training data with it, or start from the encoder that made the store"
         )
+    return ("exact", "fast")[marks.index(rows.fingerprint)]
+
+
+def _refuse_other_images(rows: ImageRows, data: Any, model: nn.Module, decode: str) -> None:
+    """ValueError where the rows of the first images are not what the tower makes of them: equal keys of other data."""
+    source, prepare = data.sources["train"], Prepare(data.spec, decode=decode)
+    device = next(model.parameters()).device
+    for position in range(min(LOOKED_AT, len(source))):
+        row = prepare(source.sample(position), 0, position)
+        (place,) = rows.find(np.array([key_group(row["key"])]))
+        if row["reason"] is not None or place < 0:
+            continue
+        with torch.no_grad():
+            pixels = torch.from_numpy(row["image"]).permute(2, 0, 1).unsqueeze(0).to(device)
+            ours = image_features(model, pixels)[0].float().cpu().numpy()
+        if np.linalg.norm(ours - rows.row(int(place))) > SAME_IMAGE:
+            raise ValueError(
+                f"{rows.store} has another image under the key {row['key']} than data.train: it was made of other data with "
+                "equal keys; embed data.train, and give that store"
+            )
 
 
 def _refuse_others(rows: ImageRows, keys: Sequence[str]) -> None:

@@ -73,6 +73,11 @@ def mine(
             writer.write_table(_table(keys, images, found, schema))
             pairs += sum(len(others) for others, _ in found)
             bar.update(len(images))
+        if not pairs:
+            raise ValueError(
+                f"none of {len(keys)} images has a neighbour left with skip {skip} and threshold {threshold}, so there is "
+                "nothing to write; lower skip or raise threshold"
+            )
     return about | {"rows": len(keys), "pairs": pairs}
 
 

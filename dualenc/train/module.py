@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import logging
 import math
 from typing import Any
@@ -18,14 +19,15 @@ from dualenc.model.finetune import check_training, prepare
 from dualenc.model.freeze import keep_frozen_eval
 from dualenc.model.lora import Lora, merged
 from dualenc.model.losses import Pairs, contrastive_loss, sigmoid_loss
+from dualenc.model.ranks import rank_and_ranks
 from dualenc.model.spec import input_spec
 from dualenc.model.towers import image_features, text_features
 from dualenc.train import accounting, start
 from dualenc.train.accumulate import CachedFeatures, reduced_once
 from dualenc.train.image_store import ImageRows, image_rows
-from dualenc.train.optimizer import make_optimizer, parameter_groups
+from dualenc.train.optimizer import make_optimizer, parameter_groups, take_rates
 from dualenc.train.pairs import captions_of, pairs_of
-from dualenc.train.ranks import of_all, rank_and_ranks
+from dualenc.train.ranks import of_all
 from dualenc.train.schedule import total_steps, warmup_cosine
 from dualenc.train.scored import Scored
 from dualenc.train.settings import check_prefixes, check_settings
@@ -119,6 +121,8 @@ class ContrastiveModule(Scored):
         if compile:
             compile_towers(self.model)
         prepare(self.model, image_blocks, text_blocks, lora, patch_dropout, layer_decay, grad_checkpointing)
+        if loss == "softmax" and getattr(self.model, "logit_bias", None) is not None:
+            self.model.logit_bias.requires_grad_(False)  # type: ignore[union-attr,operator]
         check_prefixes(matryoshka, int(self.model_cfg["embed_dim"]))
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.counts = accounting.Counts()
@@ -171,7 +175,7 @@ class ContrastiveModule(Scored):
             loss = self._loss(self._cached.image, self._cached.text, pairs)
         else:
             loss = self._loss(self._images(batch), self._texts(batch), pairs)
-        self._refuse_empty(loss)
+        self._refuse_empty((loss.detach() == 0) & ~batch["valid"].any())  # of all ranks, as the loss is
         self.log("train/loss", loss.detach())
         self.log("train/logit_scale", self.model.logit_scale.exp().detach())  # type: ignore[operator]
         return loss
@@ -200,10 +204,11 @@ class ContrastiveModule(Scored):
             return sigmoid_loss(image, text, scale, self.model.logit_bias, **common)  # type: ignore[arg-type]
         return contrastive_loss(image, text, scale, label_smoothing=self.label_smoothing, **common)
 
-    def _refuse_empty(self, loss: Tensor) -> None:
+    def _refuse_empty(self, empty: Tensor) -> None:
         """ValueError after MOST_EMPTY batches in a row of which nothing could be used: one may be that of a broken shard."""
-        self._empty = (self._empty + 1) * (loss.detach() == 0)  # type: ignore[assignment]
-        often = self.device.type == "cpu" or self.global_step % MOST_EMPTY == 0  # on a GPU a look makes the host wait
+        self._empty = (self._empty + 1) * empty
+        # on a GPU a look makes the host wait
+        often = self.device.type == "cpu" or self.trainer._logger_connector.should_update_logs
         if often and self._empty >= MOST_EMPTY:
             raise ValueError(
                 f"no sample of {MOST_EMPTY} batches in a row could be used, so nothing is learnt; `dualenc data check` says "
@@ -231,9 +236,12 @@ class ContrastiveModule(Scored):
             accounting.report(total, left, self.current_epoch)
         self.log_dict(accounting.metrics(total, left, data.names), rank_zero_only=True)
 
-    def configure_optimizers(self) -> Any:
+    def _groups(self) -> list[dict[str, Any]]:
         rates = (self.hparams[name] for name in ("lr", "weight_decay", "layer_decay"))
-        optimizer = make_optimizer(parameter_groups(self.model, *rates), tuple(self.hparams["betas"]))
+        return [group | {"betas": tuple(self.hparams["betas"])} for group in parameter_groups(self.model, *rates)]
+
+    def configure_optimizers(self) -> Any:
+        optimizer = make_optimizer(self._groups(), tuple(self.hparams["betas"]))
         total = total_steps(self.trainer)
         if not math.isfinite(total):
             raise ValueError(
@@ -255,6 +263,26 @@ class ContrastiveModule(Scored):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        _refuse_other_weights(checkpoint["state_dict"], self.state_dict())
+        theirs, ours = (json.dumps(lora) for lora in (checkpoint["dualenc"].get("lora"), self.hparams["lora"]))
+        if theirs != ours:
+            raise ValueError(
+                f"the checkpoint was trained with model.lora {theirs}, and now it is {ours}: the same weights would mean another "
+                "encoder; set it to what it was"
+            )
+        if self.trainer.state.fn == "fit":
+            take_rates(checkpoint, self._groups())
         fit = checkpoint.get("loops", {}).get("fit_loop")  # checkpoints of weights alone have none
         if self.trainer.is_global_zero and fit and not fit["epoch_loop.batch_progress"]["is_last_batch"]:
             self.counts.load(checkpoint["dualenc"].get("counts", []))
+
+
+def _refuse_other_weights(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
+    """ValueError where a checkpoint's tensors are not those of these towers."""
+    for name in [*ours, *theirs]:
+        shapes = [None if name not in state else tuple(state[name].shape) for state in (theirs, ours)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"the checkpoint has {name} of shape {shapes[0]}, and these towers have {shapes[1]}: model: is not what it was; "
+                "set it back, or begin anew with model.start_from"
+            )

@@ -48,3 +48,23 @@ def make_optimizer(groups: list[dict[str, Any]], betas: tuple[float, float] = (0
     # has no such scale; with this the scaler does it, before the gradients are clipped.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     return optimizer
+
+
+def take_rates(checkpoint: dict[str, Any], groups: list[dict[str, Any]]) -> None:
+    """Put the rates of `groups` into a checkpoint that is about to be resumed, which would bring back its own: learning
+    rates (as far along their schedule), weight decay and betas. ValueError where it was trained with other groups."""
+    for state in checkpoint.get("optimizer_states", []):
+        sizes = [[len(group["params"]) for group in given] for given in (state["param_groups"], groups)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"the checkpoint trained {sum(sizes[0])} parameters in {len(sizes[0])} groups, and now {sum(sizes[1])} are in "
+                f"{len(sizes[1])}: what is frozen, or model.layer_decay, is not what it was; set it back, or begin anew with "
+                "model.start_from"
+            )
+        for theirs, ours in zip(state["param_groups"], groups, strict=True):
+            if theirs["initial_lr"] != ours["lr"]:
+                theirs["lr"] = ours["lr"] * (theirs["lr"] / theirs["initial_lr"] if theirs["initial_lr"] else 1.0)
+                theirs["initial_lr"] = ours["lr"]
+            theirs["weight_decay"], theirs["betas"] = ours["weight_decay"], ours["betas"]
+    for schedule in checkpoint.get("lr_schedulers", []):
+        schedule["base_lrs"] = [group["lr"] for group in groups]

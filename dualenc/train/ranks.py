@@ -10,11 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-
-def rank_and_ranks() -> tuple[int, int]:
-    """This process's number, and how many there are."""
-    alone = not (dist.is_available() and dist.is_initialized())
-    return (0, 1) if alone else (dist.get_rank(), dist.get_world_size())
+from dualenc.model.ranks import rank_and_ranks
 
 
 def rows_to_first(parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:

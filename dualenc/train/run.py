@@ -27,9 +27,9 @@ from dualenc.data.module import PairData
 from dualenc.data.stream.remote import is_remote
 from dualenc.files import refuse_existing, shipped, whole_file
 from dualenc.model.folder import read_checkpoint
-from dualenc.train.average import make_ema
+from dualenc.train.average import Average
 from dualenc.train.callbacks import ExactGradients, KeepLogs, Progress, WriteEncoder
-from dualenc.train.checkpoint import SameChance, WholeFiles, last_checkpoints, newest
+from dualenc.train.checkpoint import Moved, SameChance, WholeFiles, last_checkpoints, newest
 from dualenc.train.finite import NonFinite
 from dualenc.train.module import ContrastiveModule
 from dualenc.train.signals import StopAtSignal, caught
@@ -72,6 +72,7 @@ class CLI(LightningCLI):
     """ContrastiveModule and PairData; everything a run leaves lies under trainer.default_root_dir."""
 
     fresh: Path | None = None  # that folder, where this run is the first to use it
+    under_way: pl.Trainer | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("model", "data.spec", compute_fn=lambda model: model.spec, apply_on="instantiate")
@@ -86,12 +87,17 @@ class CLI(LightningCLI):
         root = Path(config.trainer.default_root_dir or "runs/fit")
         config.trainer.default_root_dir = str(root)
         config.weights_only = True  # nothing in a checkpoint is unpickled
-        CLI.fresh = None if root.exists() else root
+        CLI.fresh, CLI.under_way = None if root.exists() else root, None
         config.checkpoint.dirpath = config.checkpoint.dirpath or str(root / "checkpoints")
         if config.data.val and config.checkpoint.monitor is None:
             config.checkpoint.monitor = "val/mean_recall"
         if config.checkpoint.filename is None:
             config.checkpoint.filename = "best-{step}" if config.checkpoint.monitor else "newest-{step}"
+        if config.model.ema is not None and config.checkpoint.save_weights_only:
+            raise ValueError(
+                "checkpoint.save_weights_only would leave out the averages of model.ema, and the encoder would not be the one "
+                "that was validated; leave one of them out"
+            )
         self._last = last_checkpoints(config.checkpoint)
         config.checkpoint.every_n_train_steps = config.checkpoint.train_time_interval = None  # of last.ckpt alone
         if config.trainer.precision is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
@@ -139,14 +145,21 @@ class CLI(LightningCLI):
         plugins = config.trainer.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeFiles()]
         trainer: Any = super().instantiate_trainer(**kwargs)
+        CLI.under_way = trainer
         if self.subcommand != "fit":
             return trainer
+        guard = NonFinite(config.model.non_finite)
         writers = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)]  # after all that enters a checkpoint
         trainer.callbacks = [c for c in trainer.callbacks if c not in writers]
-        trainer.callbacks += [ExactGradients(), SameChance(), NonFinite(config.model.non_finite)]
-        trainer.callbacks += [make_ema(config.model.ema), KeepLogs()]
-        trainer.callbacks += [Watch(), LearningRateMonitor("step")] if trainer.loggers else []
-        trainer.callbacks += [*writers, *self._last, StopAtSignal(Path(config.checkpoint.dirpath, "last.ckpt"))]
+        trainer.callbacks += [ExactGradients(), SameChance(), guard]
+        trainer.callbacks += [Average(config.model.ema, guard), KeepLogs()]
+        trainer.callbacks += [Watch(guard), LearningRateMonitor("step")] if trainer.loggers else []
+        trainer.callbacks += [
+            Moved(),
+            *writers,
+            *self._last,
+            StopAtSignal(Path(config.checkpoint.dirpath, "last.ckpt")),
+        ]
         trainer.callbacks.append(WriteEncoder(root / "encoder"))
         return trainer
 
@@ -192,7 +205,7 @@ def _check_paths(name: str, value: Any) -> None:
 def run(argv: list[str]) -> None:
     """Run `fit`, `validate` or `test` with command-line arguments; `--config NAME` also takes the name of a shipped config.
 
-    A run that fails before its first checkpoint leaves no folder behind that was not there before.
+    A run that fails before its first step leaves no folder behind that was not there before.
     """
     for pattern in NOISE:
         warnings.filterwarnings("ignore", message=pattern)
@@ -200,7 +213,8 @@ def run(argv: list[str]) -> None:
         with caught() if argv[:1] == ["fit"] else contextlib.nullcontext():
             CLI(ContrastiveModule, PairData, **cli_settings(argv), save_config_kwargs={"overwrite": True})
     except BaseException:
-        if CLI.fresh is not None and not (CLI.fresh / "checkpoints").exists():
+        begun = CLI.under_way is not None and CLI.under_way.global_step > 0
+        if CLI.fresh is not None and not begun and getattr(rank_zero_only, "rank", 0) == 0:
             shutil.rmtree(CLI.fresh, ignore_errors=True)
         raise
 

@@ -23,8 +23,14 @@ def check_settings(given: Mapping[str, Any]) -> None:
             raise ValueError(f"model.{name} is {given[name]}, but it cannot be below {least}; set {least} or more")
     if not 0 <= given["label_smoothing"] < 1:
         raise ValueError(f"model.label_smoothing is {given['label_smoothing']}, but it is a share; use 0 to below 1")
-    if given["ema"] is not None and not 0 < given["ema"] < 1:
-        raise ValueError(f"model.ema is {given['ema']}, but it is a decay; use one between 0 and 1, such as 0.999")
+    if given["temperature"] is not None and not given["temperature"] > 0:
+        raise ValueError(f"model.temperature is {given['temperature']}, but logits are divided by it; set it above 0")
+    if not all(0 <= beta < 1 for beta in given["betas"]):
+        raise ValueError(f"model.betas {list(given['betas'])} are decay rates; use two from 0 to below 1")
+    if not given["max_logit_scale"] >= 1:
+        raise ValueError(
+            f"model.max_logit_scale is {given['max_logit_scale']}, below the scale's own lower bound of 1; set 1 or more"
+        )
     _check_towers(given)
     if given["label_smoothing"] and given["loss"] == "sigmoid":
         raise ValueError("model.label_smoothing has no effect with model.loss sigmoid; remove one of them")

@@ -65,18 +65,15 @@ def _reset(owner: int) -> None:
 
 
 def _hear(number: int, _: Any) -> None:
-    if os.getpid() != _heard.owner:  # a loader's worker, forked: as if there were no handler
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+    if os.getpid() != _heard.owner:  # forked from the one that is meant; loaders' workers have a handler of their own
+        if number == signal.SIGTERM:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
     elif not _heard.name:  # a second one changes nothing: a checkpoint may be half written
         _heard.name = signal.Signals(number).name
         if not _heard.waits:
             _say(f"stopped by {_heard.name} before the first step, so there is nothing to save")
             raise SystemExit(0)
-        if hasattr(
-            signal, "SIGCHLD"
-        ):  # whoever stops a whole group of processes stops the loader's workers too: torch's
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # handler would raise their deaths in the middle of our step
         if _heard.validating:
             _say(f"{_heard.name}: training stops after this validation")
 
@@ -136,12 +133,6 @@ class StopAtSignal(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, SIGTERMException) and self._stops:
             self._tell(trainer)
-        elif (
-            _heard.name and isinstance(exception, RuntimeError) and trainer.world_size == 1 and _between_steps(trainer)
-        ):
-            self._save(trainer)  # the workers got the signal too, and brought no further batch
-            self._tell(trainer)
-            raise SIGTERMException from exception
 
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.path)
@@ -182,9 +173,3 @@ def _over(trainer: pl.Trainer) -> bool:
     epochs, steps = trainer.max_epochs, trainer.max_steps
     by_epochs = epochs is not None and epochs != -1 and trainer.current_epoch + 1 >= epochs
     return by_epochs or (steps != -1 and trainer.global_step >= steps)
-
-
-def _between_steps(trainer: pl.Trainer) -> bool:
-    """Whether a step is done in this epoch, another is to come, and none has begun."""
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    return trainer.training and not progress.is_last_batch and 0 < progress.current.ready == progress.current.completed

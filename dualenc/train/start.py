@@ -56,7 +56,7 @@ def _config(
 def _random(
     model_cfg: dict[str, Any], preprocess: dict[str, Any], loss: str, temperature: float | None
 ) -> folder.Loaded:
-    model_cfg["init_logit_scale"] = -math.log(temperature or TEMPERATURE[loss])
+    model_cfg["init_logit_scale"] = -math.log(TEMPERATURE[loss] if temperature is None else temperature)
     if loss == "sigmoid":
         model_cfg["init_logit_bias"] = -10.0  # Zhai et al. 2023, 3.2: all pairs begin as negatives
     return folder.Loaded(build(model_cfg, preprocess), folder.make_tokenizer(model_cfg["text_cfg"]), model_cfg, {})

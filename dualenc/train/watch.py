@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from dualenc.train.finite import NonFinite, total_norm
+from dualenc.train.finite import NonFinite
 
 GIB = 1 << 30
 
@@ -30,7 +30,8 @@ class Watch(Callback):
     Validation is left out of the times.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, guard: NonFinite) -> None:
+        self._guard = guard  # computes the norm at every step; it has to stand before
         self._begun, self._waited, self._rows, self._out = 0.0, 0.0, 0, 0.0
         self._fetching = self._validating = 0.0
         self._norm = torch.zeros(())
@@ -61,8 +62,7 @@ class Watch(Callback):
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         if trainer._logger_connector.should_update_logs:
-            guard = next((c for c in trainer.callbacks if isinstance(c, NonFinite)), None)  # type: ignore[attr-defined]
-            self._norm = total_norm(pl_module.parameters()) if guard is None else guard.norm  # stands before this one
+            self._norm = self._guard.norm
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

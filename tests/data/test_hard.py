@@ -237,6 +237,7 @@ def test_what_a_checkpoint_knows_of_the_order_is_plain(data):
         ({"hard_share": 0.0}, r"data.hard_share is 0.0"),
         ({"hard_share": 1.5}, r"data.hard_share is 1.5"),
         ({"hard_share": float("nan")}, r"data.hard_share is nan"),
+        ({"hard_share": 0.5, "hard_negatives": None}, r"data.hard_share 0.5 has no effect without data.hard_negatives"),
         ({"weights": [1.0]}, r"data.weights \[1.0\] orders samples in its own way"),
         ({"shuffle_block": 4}, r"data.shuffle_block 4 orders samples in its own way"),
     ],

@@ -25,7 +25,7 @@ def test_counts_are_of_all_ranks_and_sources(monkeypatch):
     counts = Counts()
     counts.add(batch())
     counts.add(batch(dropped=[(1, "missing image", 3)]))
-    monkeypatch.setattr(accounting, "gathered", lambda part: [part, {(0, "seen"): 10, (0, "zero bytes"): 1}])
+    monkeypatch.setattr(accounting, "of_all", lambda part: [part, {(0, "seen"): 10, (0, "zero bytes"): 1}])
     total = counts.total()
     assert total == {
         (0, "seen"): 12,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dualenc import DualEncoder
-from dualenc.train.average import TRAINED, Average, make_ema
+from dualenc.train.average import TRAINED, Average
 from dualenc.train.finite import NonFinite
 from dualenc.train.module import ContrastiveModule
 from tests.train.conftest import read_log
@@ -24,10 +24,8 @@ class Module(torch.nn.Module):
         self.to(dtype)
 
 
-def trainer(skipped=None):
-    guard = NonFinite("skip")
-    guard.skipped = torch.tensor(float(skipped or 0))
-    return SimpleNamespace(callbacks=[guard] if skipped is not None else [], state=SimpleNamespace(fn="fit"))
+def trainer():
+    return SimpleNamespace(state=SimpleNamespace(fn="fit"))
 
 
 def walk(module, seed):
@@ -38,7 +36,8 @@ def walk(module, seed):
 
 
 def test_values_are_those_of_the_formula_in_float64():
-    module, average = Module(), make_ema(0.3)
+    module, guard = Module(), NonFinite("skip")
+    average = Average(0.3, guard)
     average.on_train_start(trainer(), module)
     names = [name for name, _ in module.named_parameters() if "frozen" not in name]
     names += ["norm.running_mean", "norm.running_var"]
@@ -47,7 +46,8 @@ def test_values_are_those_of_the_formula_in_float64():
     for step in range(12):
         walk(module, step)
         left_out = step in (2, 7)
-        average.on_train_batch_end(trainer(left_out), module)
+        guard.skipped = torch.tensor(float(left_out))
+        average.on_train_batch_end(trainer(), module)
         decay = min(0.3, (1 + count) / (10 + count))
         if not left_out:
             count += 1
@@ -64,12 +64,14 @@ def test_values_are_those_of_the_formula_in_float64():
 
 
 def test_a_step_that_was_left_out_moves_nothing():
-    module, average = Module(), Average(0.9)
+    module, guard = Module(), NonFinite("skip")
+    average = Average(0.9, guard)
     average.on_train_start(trainer(), module)
     walk(module, 0)
-    average.on_train_batch_end(trainer(0), module)
+    average.on_train_batch_end(trainer(), module)
     before = {name: tensor.clone() for name, tensor in average._average.items()}
-    average.on_train_batch_end(trainer(1), module)
+    guard.skipped = torch.tensor(1.0)
+    average.on_train_batch_end(trainer(), module)
     assert all(torch.equal(before[name], tensor) for name, tensor in average._average.items())
 
 
@@ -90,7 +92,7 @@ def test_half_precision_is_averaged_in_float32():
 @pytest.mark.parametrize("decay", [1.0, -0.1, 2])
 def test_a_decay_that_is_none_is_refused(decay):
     with pytest.raises(ValueError, match=f"model.ema is {decay}"):
-        make_ema(decay)
+        Average(decay)
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +179,19 @@ def test_going_on_with_or_without_an_average_is_told(command, tmp_path, caplog):
         for key, tensor in trained.items():
             if "running" not in key:
                 assert torch.allclose(after.get(TRAINED, after["state_dict"])[key], tensor, atol=2e-3), key
+
+
+def test_readers_of_tied_weights_get_the_average_by_both_names():
+    module = torch.nn.Module()
+    module.one, module.other = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)
+    module.other.weight = module.one.weight
+    module.device = torch.device("cpu")
+    average = Average(0.5)
+    average.on_train_start(trainer(), module)
+    with torch.no_grad():
+        module.one.weight.add_(1)
+    average.on_train_batch_end(trainer(), module)
+    checkpoint = {"state_dict": module.state_dict()}
+    average.on_save_checkpoint(trainer(), module, checkpoint)
+    one, other = (checkpoint["state_dict"][f"{name}.weight"] for name in ("one", "other"))
+    assert torch.equal(one, other) and not torch.equal(one, module.one.weight)

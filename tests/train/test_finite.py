@@ -92,14 +92,14 @@ def test_it_is_told_once_with_steps_and_keys(caplog):
     many = torch.full((11, 4), float("inf"))
     run(guard, towers, optimizer, [GOOD[0], many, GOOD[1], BAD_GRADIENT], logged=False)
     assert not caplog.records and guard.steps == 0
-    guard.on_save_checkpoint(trainer())
+    guard.on_save_checkpoint(trainer(), None, {"callbacks": {}})
     (record,) = caplog.records
     assert guard.steps == 2
     assert record.getMessage() == (
         "left out, as they would have spoilt the weights: the loss is nan at step 1 (batch: 1-0, 1-1, 1-2, 1-3, 1-4, 1-5, 1-6, "
         "1-7 and 3 more); the gradient's norm is inf at step 3 (batch: 3-0, 3-1, 3-2, 3-3, 3-4, 3-5)"
     )
-    guard.on_save_checkpoint(trainer())
+    guard.on_save_checkpoint(trainer(), None, {"callbacks": {}})
     assert len(caplog.records) == 1 and guard.steps == 2  # told once
 
 
@@ -138,6 +138,27 @@ def test_the_counts_are_part_of_a_checkpoint():
     run(guard, towers, torch.optim.AdamW(towers.parameters(), fused=True), [BAD_LOSS] * 3)
     again.load_state_dict(guard.state_dict())
     assert again.steps == 3 and guard.state_dict() == again.state_dict() == {"steps": 3, "overflows": 0, "row": 3}
+
+
+def test_a_checkpoint_has_the_steps_that_nobody_had_looked_at_yet():
+    """On a GPU, where steps are looked at when metrics are logged; Lightning asks for the state before the hook."""
+    guard, towers = NonFinite("skip"), Towers()
+    run(guard, towers, torch.optim.AdamW(towers.parameters(), fused=True), [BAD_LOSS] * 3)
+    guard._pending, guard.steps, guard._row = [(3, ["a"], 1, torch.tensor([1.0, 1.0, float("nan"), 1.0]))], 0, 0
+    checkpoint = {"callbacks": {guard.state_key: guard.state_dict()}}
+    guard.on_save_checkpoint(trainer(), None, checkpoint)
+    assert checkpoint["callbacks"][guard.state_key] == {"steps": 1, "overflows": 0, "row": 1}
+
+
+def test_a_scaler_that_leaves_out_every_step_stops_the_run():
+    guard = NonFinite("skip")
+    overflow = torch.tensor([0.0, 1.0, 2.0, float("inf")])  # not by us, but left out; loss, norm
+    guard._pending = [(step, ["a"], 1, overflow) for step in range(MOST_IN_A_ROW - 1)]
+    guard.look(trainer())
+    guard._pending = [(MOST_IN_A_ROW, ["a"], 1, overflow)]
+    with pytest.raises(ValueError, match=f"the last of {MOST_IN_A_ROW} steps in a row"):
+        guard.look(trainer())
+    assert guard.steps == 0 and guard.overflows == MOST_IN_A_ROW
 
 
 def test_overflows_are_the_scalers_own():

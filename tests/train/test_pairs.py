@@ -37,7 +37,9 @@ def test_rows_that_are_not_valid_are_left_out():
 
 
 def test_group_joins_the_captions_of_an_image_and_of_equal_keys():
-    found = pairs_of(batch([[A, B], [B, C], [A, C]], group=[7, 9, 7], valid=[True, True, False]), 5, "group", mask=False)
+    found = pairs_of(
+        batch([[A, B], [B, C], [A, C]], group=[7, 9, 7], valid=[True, True, False]), 5, "group", mask=False
+    )
     assert found.image.tolist() == [7, 9, -1]
     assert found.text.tolist() == [7, 7, 9, 9, -1, -1]
 

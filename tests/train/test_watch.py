@@ -43,7 +43,8 @@ def clock(monkeypatch):
 
 
 def test_rates_are_those_of_the_time_since_the_last_log(clock):
-    guard, loop, callback = NonFinite("stop"), Loop(), Watch()
+    guard, loop = NonFinite("stop"), Loop()
+    callback = Watch(guard)
     logs = SimpleNamespace(should_update_logs=False)
     trainer = SimpleNamespace(
         callbacks=[guard], world_size=4, fit_loop=SimpleNamespace(epoch_loop=loop), _logger_connector=logs

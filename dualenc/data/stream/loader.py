@@ -14,7 +14,7 @@ import torch.distributed
 from torch.utils.data import DataLoader
 
 from dualenc.data.collate import Collate
-from dualenc.data.loader import unchanged
+from dualenc.data.loader import outlive_a_signal, unchanged
 from dualenc.data.order import PADDING, check_batch_size
 from dualenc.data.prepare import Prepare
 from dualenc.data.stream.batches import BATCH, DRY, REST, StreamBatches, StreamOptions
@@ -166,6 +166,7 @@ def make_stream_loader(
         collate_fn=unchanged,  # DataLoader's own would make tensors and lists of what rows and counts are
         num_workers=usable,
         persistent_workers=usable > 0,
+        worker_init_fn=outlive_a_signal,
         prefetch_factor=prefetch if usable else None,
         pin_memory=torch.cuda.is_available(),
     )
