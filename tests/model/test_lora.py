@@ -11,6 +11,8 @@ import torch.nn.functional as F
 
 from dualenc.model import folder
 from dualenc.model.encoder import DualEncoder
+from dualenc.model.finetune import prepare
+from dualenc.model.freeze import keep_frozen_eval
 from dualenc.model.lora import Lora, add_lora, check_lora, merged, merged_state
 from dualenc.model.towers import build, image_features, pads_to_longest, text_features
 from tests.small import CONFIGS, loaded
@@ -331,3 +333,15 @@ def test_without_peft_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r"pip install 'dualenc\[finetune\]'"):
         add_lora(loaded().model, Lora())
+
+
+def test_dropout_of_the_adapters_is_on_while_frozen_parts_are_in_eval():
+    model = loaded().model
+    prepare(model, lora=Lora(rank=2, dropout=0.5, target=("mlp",)))
+    model.train()
+    keep_frozen_eval(model)
+    found = [m for name, m in model.named_modules() if "lora_dropout" in name and isinstance(m, torch.nn.Dropout)]
+    assert found and all(module.training for module in found)
+    model.eval()
+    keep_frozen_eval(model)
+    assert not any(module.training for module in found)

@@ -6,12 +6,14 @@ import os
 import random
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from dualenc.train import checkpoint
-from dualenc.train.checkpoint import LEFT_OVER, WholeFiles, newest, step_seed
+from dualenc.train.checkpoint import LEFT_OVER, Moved, WholeFiles, newest, step_seed
 
 forked = multiprocessing.get_context("fork")
 
@@ -149,3 +151,37 @@ def test_chance_is_that_of_the_step(monkeypatch):
         checkpoint.SameChance().on_train_batch_start(SimpleNamespace(global_step=step, global_rank=rank), None, None, 0)
         draws.append(float(torch.rand(())))
     assert draws[0] == draws[1] and len(set(draws)) == 3
+
+
+def test_a_run_that_was_moved_goes_on_with_the_best_that_lies_there(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    writer = ModelCheckpoint(dirpath=new, monitor="val/mean_recall")
+    state = {
+        "dirpath": str(old),
+        "best_model_path": str(old / "best.ckpt"),
+        "kth_best_model_path": str(old / "best.ckpt"),
+        "last_model_path": "",
+        "best_k_models": {str(old / "best.ckpt"): 0.5},
+        "best_model_score": 0.5,
+    }
+    checkpoint = {"callbacks": {"ModelCheckpoint": state, "Other": {"steps": 1}}}
+    Moved().on_load_checkpoint(SimpleNamespace(checkpoint_callbacks=[writer]), None, checkpoint)
+    assert state["dirpath"] == str(new) and state["best_model_path"] == str(new / "best.ckpt")
+    assert state["best_k_models"] == {str(new / "best.ckpt"): 0.5} and state["last_model_path"] == ""
+    assert checkpoint["callbacks"]["Other"] == {"steps": 1}
+
+
+def test_a_bit_that_turned_is_found(tmp_path):
+    """torch loads such a file without a word."""
+    for name, step in (("last.ckpt", 9), ("best-step=3.ckpt", 3)):
+        tensors = {"weight": torch.arange(4096.0)}
+        torch.save({"state_dict": tensors, "global_step": step, "dualenc": {"model_cfg": {}}}, tmp_path / name)
+    data = bytearray((tmp_path / "last.ckpt").read_bytes())
+    place = bytes(data).index(torch.arange(1000.0, 1004.0).numpy().tobytes())
+    data[place] ^= 1
+    assert newest(tmp_path).name == "last.ckpt"
+    (tmp_path / "last.ckpt").write_bytes(data)
+    assert newest(tmp_path).name == "best-step=3.ckpt"
+    (tmp_path / "best-step=3.ckpt").write_bytes(b"PK")
+    with pytest.raises(ValueError, match="no checkpoint there can be read"):
+        newest(tmp_path)

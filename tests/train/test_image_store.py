@@ -25,7 +25,9 @@ from dualenc.data.shards import Shards, open_source
 from dualenc.data.transforms import Augment
 from dualenc.embed.store import open_store
 from dualenc.model.losses import contrastive_loss
+from dualenc.model.spec import input_spec
 from dualenc.model.towers import image_features, text_features
+from dualenc.train import image_store
 from dualenc.train.image_store import ABSENT, ImageRows, image_rows
 from tests.small import loaded, write_shards
 from tests.train.conftest import read_log
@@ -197,9 +199,31 @@ def test_what_needs_images_is_refused(encoder, settings, message):
 # --- refusals before any work
 
 
-def asked(store, shards=None, keys=None, streams=None):
-    keys = open_source(str(shards)).keys if keys is None else keys
-    return SimpleNamespace(image_store=str(store), streams=streams, sources={"train": SimpleNamespace(keys=keys)})
+class Known:
+    """A source, under other keys if given."""
+
+    def __init__(self, source, keys):
+        self.keys, self.sample = source.keys if keys is None else keys, source.sample
+
+    def __len__(self):
+        return len(self.keys)
+
+
+def asked(store, shards, keys=None, streams=None):
+    source, spec = Known(open_source(str(shards)), keys), input_spec(loaded("vit").model, loaded("vit").tokenizer)
+    return SimpleNamespace(image_store=str(store), streams=streams, sources={"train": source}, spec=spec)
+
+
+def test_a_store_of_other_images_under_the_same_keys_is_refused(
+    stores, shards, encoder, encoder_folder, tmp_path, monkeypatch
+):
+    """Numbered keys are those of every data set; random towers give much the same row to all images."""
+    monkeypatch.setattr(image_store, "SAME_IMAGE", 1e-3)
+    assert image_rows(asked(stores / "float32", shards), frozen(), str(encoder_folder), None) is not None
+    rows, keys = np.load(stores / "float32" / "img_emb" / "img_emb_0000.npy"), list(open_source(str(shards)).keys)
+    other = write_store(tmp_path / "other", keys, np.roll(rows, 5, axis=0), fingerprint=encoder.fingerprint)
+    with pytest.raises(ValueError, match="has another image under the key"):
+        image_rows(asked(other.folder, shards), frozen(), str(encoder_folder), None)
 
 
 def test_the_store_of_the_encoder_is_taken(stores, shards, encoder_folder, caplog):
@@ -216,12 +240,12 @@ def test_a_store_of_fast_decoding_is_taken(shards, encoder_folder, tmp_path):
 
 def test_samples_that_the_store_lacks_are_counted(stores, shards, encoder_folder, caplog):
     keys = ["gone", *open_source(str(shards)).keys, "gone too"]
-    assert image_rows(asked(stores / "float16", keys=keys), frozen(), str(encoder_folder), None) is not None
+    assert image_rows(asked(stores / "float16", shards, keys=keys), frozen(), str(encoder_folder), None) is not None
     assert caplog.messages == [f"{stores / 'float16'} lacks 2 of 26 training samples (first: gone), which are dropped"]
     with pytest.raises(ValueError, match=r"has none of the 2 training samples \(first: x\)"):
-        image_rows(asked(stores / "float16", keys=["x", "y"]), frozen(), str(encoder_folder), None)
+        image_rows(asked(stores / "float16", shards, keys=["x", "y"]), frozen(), str(encoder_folder), None)
     assert (
-        image_rows(asked(stores / "float16", keys=["x"], streams=[["u"]]), frozen(), str(encoder_folder), None)
+        image_rows(asked(stores / "float16", shards, keys=["x"], streams=[["u"]]), frozen(), str(encoder_folder), None)
         is not None
     )
 

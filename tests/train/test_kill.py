@@ -183,10 +183,11 @@ def test_a_stopped_run_goes_on_where_it_was(make, whole, workers):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers there")
-def test_workers_that_are_stopped_too_cost_nothing(make, whole):
-    run = make("everyone")
-    run.stop(random.Random(3), "--data.workers", 2, send=everyone)
-    same(run.finish(), whole)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_workers_that_are_stopped_too_cost_nothing(make, whole, ranks):
+    run = make(f"everyone{ranks}")
+    run.stop(random.Random(3), "--data.workers", 2, ranks=ranks, send=everyone)
+    same(run.finish(ranks=ranks), whole, ranks=(1,) if ranks == 1 else (2, 2))
 
 
 def test_one_of_two_ranks_is_told_to_stop(make, whole):

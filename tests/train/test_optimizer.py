@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from dualenc.model.finetune import prepare
 from dualenc.model.lora import Lora
-from dualenc.train.optimizer import make_optimizer, parameter_groups
+from dualenc.train.optimizer import make_optimizer, parameter_groups, take_rates
 from tests.model.test_blocks import DEEP, model_of
 from tests.small import loaded
 
@@ -198,3 +198,35 @@ def test_the_state_goes_through_a_checkpoint_of_plain_types(tmp_path):
             optimizer.step()
         states.append(parameters)
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+def stepped(lr, weight_decay):
+    """An optimizer and a schedule that halves the rate, after one step; and how they stand in a checkpoint."""
+    layer = torch.nn.Linear(2, 2)
+    optimizer = make_optimizer(
+        [{"params": [layer.weight], "lr": lr, "weight_decay": weight_decay, "betas": (0.9, 0.98)}]
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    schedule.step()
+    return {"optimizer_states": [optimizer.state_dict()], "lr_schedulers": [schedule.state_dict()]}
+
+
+def test_a_resumed_run_takes_the_rates_it_is_given():
+    groups = [{"params": [None], "lr": 0.1, "weight_decay": 0.3, "betas": (0.5, 0.6)}]
+    checkpoint = stepped(0.8, 0.0)
+    take_rates(checkpoint, groups)
+    (state,) = checkpoint["optimizer_states"][0]["param_groups"]
+    assert state["lr"] == pytest.approx(0.05) and state["initial_lr"] == 0.1  # as far along the schedule
+    assert state["weight_decay"] == 0.3 and state["betas"] == (0.5, 0.6)
+    assert checkpoint["lr_schedulers"][0]["base_lrs"] == [0.1]
+    same, before = stepped(0.8, 0.0), stepped(0.8, 0.0)
+    take_rates(same, [{"params": [None], "lr": 0.8, "weight_decay": 0.0, "betas": (0.9, 0.98)}])
+    assert same["optimizer_states"][0]["param_groups"] == before["optimizer_states"][0]["param_groups"]
+
+
+def test_a_checkpoint_of_other_groups_is_refused():
+    for groups in ([], [{"params": [None, None], "lr": 0.1, "weight_decay": 0.0, "betas": (0.9, 0.98)}]):
+        with pytest.raises(ValueError, match=r"what is frozen, or model\.layer_decay, is"):
+            take_rates(stepped(0.8, 0.0), groups)

@@ -11,6 +11,7 @@ from dualenc.data.shards import open_source
 from dualenc.embed.run import embed_source
 from dualenc.evaluate.metrics import retrieval_metrics, zero_shot_metrics
 from dualenc.model.encoder import DualEncoder
+from dualenc.train import module
 from dualenc.train.module import ContrastiveModule
 from tests.train.conftest import read_log
 
@@ -293,3 +294,68 @@ def test_a_job_that_is_queued_again_goes_on(command, tmp_path):
     assert command("fit", tmp_path / "run", trainer={"max_epochs": 2}) == 0
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 4 and last["epoch"] == 1
+
+
+def test_a_run_that_fails_keeps_what_it_logged(command, tmp_path, monkeypatch):
+    """With checkpoints elsewhere too: the folder of a run that has made a step is never removed."""
+    loss, calls = module.contrastive_loss, []
+
+    def spoilt(*rows, **settings):
+        calls.append(1)
+        return loss(*rows, **settings) * (float("nan") if len(calls) == 2 else 1)
+
+    monkeypatch.setattr("dualenc.train.module.contrastive_loss", spoilt)
+    elsewhere = tmp_path / "elsewhere"
+    assert command("fit", tmp_path / "run", "--checkpoint.dirpath", elsewhere) == 1
+    assert "train/loss" in read_log(tmp_path / "run" / "log" / "metrics.csv")
+
+
+def test_a_resumed_run_has_the_rate_it_is_given(command, tmp_path):
+    assert command("fit", tmp_path / "run", trainer={"max_epochs": 2}) == 0
+    shutil.rmtree(tmp_path / "run" / "encoder")
+    words = ["--ckpt_path", "last", "--model.lr", 1e-5]
+    assert command("fit", tmp_path / "run", *words, trainer={"max_epochs": 4}) == 0
+    rates = [
+        rate
+        for name, series in read_log(tmp_path / "run" / "log" / "metrics.csv").items()
+        if name.startswith("lr-")
+        for _, rate in series
+    ]
+    assert max(rates) > 1e-4 and min(rate for rate in rates if rate) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--model.embed_dim", 8), "model: is not what it was"),
+        (("--model.text_blocks", 0), "what is frozen, or model.layer_decay, is not what it was"),
+        (("--model.layer_decay", 0.5), "what is frozen, or model.layer_decay, is not what it was"),
+    ],
+)
+def test_other_towers_are_not_resumed(finished, command, tmp_path, capsys, words, told):
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "encoder")
+    assert command("fit", tmp_path / "run", "--ckpt_path", "last", *words, trainer={"max_epochs": 30}) == 1
+    assert told in one_line(capsys)
+
+
+GIVEN_UP = ("--model.embed_dim", "null", "--model.vision", "null", "--model.text", "null")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--model.temperature", 0), "model.temperature is 0"),
+        (("--model.max_logit_scale", 0.5), "model.max_logit_scale is 0.5"),
+        (("--model.ema", 0.9, "--checkpoint.save_weights_only", "true"), "checkpoint.save_weights_only"),
+        (("--data.batch_size", 1), "data.batch_size is 1"),
+        (("--model.accumulate", 5), "data.batch_size 12 does not divide by 5"),
+        (("--model.matryoshka", "[99]"), "embeddings have 16 dimensions"),
+        (("--model.label_smoothing", 0.1, "--model.loss", "sigmoid"), "model.label_smoothing has no effect"),
+        ((*GIVEN_UP, "--model.start_from", "ViT-B-32:none"), "ViT-B-32"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_work(command, tmp_path, capsys, words, told):
+    assert command("fit", tmp_path / "run", *words) == 1
+    assert told in one_line(capsys)
+    assert nothing_left(tmp_path / "run")

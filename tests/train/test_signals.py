@@ -1,5 +1,6 @@
 """What a signal does where no run is needed to see it; `test_kill.py` stops whole runs."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from dualenc.data.loader import outlive_a_signal
 from dualenc.train import signals
 from dualenc.train.signals import StopAtSignal, caught
 
@@ -152,16 +154,24 @@ def test_during_validation_it_says_that_it_waits(running, capfd):
     assert trainer.saved
 
 
-def test_workers_that_died_of_it_are_no_error(running):
-    trainer = Trainer()
-    error = RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
-    running.on_exception(trainer, None, error)  # nobody asked to stop: the error is one
-    assert not trainer.saved
-    send()
-    running.on_exception(Trainer(last=True), None, error)  # no place to resume from
-    with pytest.raises(SIGTERMException):
-        running.on_exception(trainer, None, error)
-    assert trainer.saved == ["folder/last.ckpt"]
+def test_a_worker_outlives_the_first_signal_alone():
+    ours, theirs = multiprocessing.get_context("fork").Pipe()
+
+    def work():
+        outlive_a_signal()
+        theirs.send("ready")
+        while True:
+            theirs.send(theirs.recv())
+
+    process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+    process.start()
+    assert ours.poll(30) and ours.recv() == "ready"
+    process.terminate()
+    ours.send("still there?")
+    assert ours.poll(30) and ours.recv() == "still there?"
+    process.terminate()
+    process.join(30)
+    assert process.exitcode == -signal.SIGTERM
 
 
 def test_lightnings_own_way_is_replaced_where_ours_is_at_work_alone():
