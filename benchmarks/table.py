@@ -130,7 +130,8 @@ def train_tables() -> str:
         if (RESULTS / f"{name}.json").exists():
             entry = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
             text = importlib.import_module(name).table(entry["results"])
-            parts.append(f"### {title}\n\n```\n{text}\n```\n\n`{entry['command']}`, {entry['date']}.\n")
+            command = entry["command"].split(" --only")[0]  # which keeps what is recorded of the other sections
+            parts.append(f"### {title}\n\n```\n{text}\n```\n\n`{command}`, {entry['date']}.\n")
     return "\n".join(parts)
 
 
