@@ -40,6 +40,10 @@ class Counts:
         """The counts of all ranks together."""
         return sum((collections.Counter(part) for part in of_all(dict(self._counts))), collections.Counter())
 
+    def any_seen(self) -> bool:
+        """Whether this rank saw a sample that could be used."""
+        return any(what == SEEN for _, what in self._counts)
+
     def clear(self) -> None:
         self._counts.clear()
 

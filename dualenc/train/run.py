@@ -205,7 +205,7 @@ def _check_paths(name: str, value: Any) -> None:
 def run(argv: list[str]) -> None:
     """Run `fit`, `validate` or `test` with command-line arguments; `--config NAME` also takes the name of a shipped config.
 
-    A run that fails before its first step leaves no folder behind that was not there before.
+    A run that fails before it has learnt anything leaves no folder behind that was not there before.
     """
     for pattern in NOISE:
         warnings.filterwarnings("ignore", message=pattern)
@@ -213,10 +213,17 @@ def run(argv: list[str]) -> None:
         with caught() if argv[:1] == ["fit"] else contextlib.nullcontext():
             CLI(ContrastiveModule, PairData, **cli_settings(argv), save_config_kwargs={"overwrite": True})
     except BaseException:
-        begun = CLI.under_way is not None and CLI.under_way.global_step > 0
-        if CLI.fresh is not None and not begun and getattr(rank_zero_only, "rank", 0) == 0:
+        if CLI.fresh is not None and not _has_learnt(CLI.under_way) and getattr(rank_zero_only, "rank", 0) == 0:
             shutil.rmtree(CLI.fresh, ignore_errors=True)
         raise
+
+
+def _has_learnt(trainer: pl.Trainer | None) -> bool:
+    """Whether a step was made with a sample that could be used: then the log is worth keeping."""
+    if trainer is None or trainer.global_step == 0:
+        return False
+    module: Any = trainer.lightning_module
+    return trainer.current_epoch > 0 or module.counts.any_seen()
 
 
 def cli_settings(argv: Sequence[str]) -> dict[str, Any]:
