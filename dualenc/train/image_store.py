@@ -151,7 +151,7 @@ def _refuse_other_images(rows: ImageRows, data: Any, model: nn.Module, decode: s
         if row["reason"] is not None or place < 0:
             continue
         with torch.no_grad():
-            pixels = torch.from_numpy(row["image"]).permute(2, 0, 1).unsqueeze(0).to(device)
+            pixels = torch.tensor(row["image"]).permute(2, 0, 1).unsqueeze(0).to(device)
             ours = image_features(model, pixels)[0].float().cpu().numpy()
         if np.linalg.norm(ours - rows.row(int(place))) > SAME_IMAGE:
             raise ValueError(
