@@ -34,7 +34,7 @@ class Relations:
     valid_image (b,) and valid_text (T,): False where a row is left out. positives (b,): texts that belong to each image.
     row_weight (b,), column_weight (T,): share of each query's cross-entropy in the loss, 0 where it is no query.
     pair_weight (b,): the weight of each positive logit of an image's row, from both directions.
-    images, queries: how many images of all B are valid.
+    images, texts: how many of all B and T are valid.
     """
 
     valid_image: Tensor | None

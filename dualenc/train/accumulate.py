@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dualenc.model.blocks import SIDES, tower_names
+from dualenc.model.ranks import rank_and_ranks
 
 NOT_ROWS = (
     "all_text",
@@ -153,7 +154,7 @@ def reduced_once(trainer: pl.Trainer, pieces: int) -> AbstractContextManager[Any
 
 def average(model: nn.Module) -> None:
     """Give all ranks the mean of their gradients, and of the statistics of batch norm that move: one collective per dtype."""
-    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    ranks = rank_and_ranks()[1]
     if ranks == 1:
         return
     normalised = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]

@@ -45,29 +45,31 @@ class ExactGradients(Callback):
     """Refuses settings under which a contrastive gradient would silently differ from that of the whole batch."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.accumulate_grad_batches != 1:
+        if stage != "fit":
+            return
+        if trainer.accumulate_grad_batches != 1:
             raise ValueError(
                 f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}: the loss would see only a part of "
                 "the batch as negatives, another gradient than the whole batch's; set it to 1 and data.batch_size to what fits"
             )
-        if stage == "fit":
-            check_strategy(trainer, pl_module.accumulate)  # type: ignore[arg-type]
-            batch, pieces = trainer.datamodule.batch_size, pl_module.accumulate  # type: ignore[attr-defined]
-            check_pieces(pieces, batch, trainer.world_size)  # type: ignore[arg-type]
-            _check_rows(batch, trainer.world_size * pieces, pl_module)  # type: ignore[arg-type,operator]
-        normalised = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in pl_module.modules())
-        if stage == "fit" and trainer.world_size > 1 and normalised:
+        module: Any = pl_module
+        batch, pieces, ranks = trainer.datamodule.batch_size, module.accumulate, trainer.world_size  # type: ignore[attr-defined]
+        normalised = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in module.modules())
+        check_strategy(trainer, pieces)
+        check_pieces(pieces, batch, ranks)
+        _check_rows(batch, ranks * pieces, normalised)
+        if ranks > 1 and normalised:
             by = "the rows of all ranks" if torch.cuda.is_available() else "each rank's own rows"
             log.warning("batch norm normalises by %s; everything else is exactly one process's gradient", by)
 
 
-def _check_rows(batch: int, pieces: int, module: pl.LightningModule) -> None:
-    """ValueError for batches of which nothing can be learnt."""
+def _check_rows(batch: int, pieces: int, normalised: bool) -> None:
+    """ValueError for batches of which nothing can be learnt; normalised: by batch norm."""
     if batch < 2:
         raise ValueError(
             f"data.batch_size is {batch}: a pair alone has no negatives, so nothing is learnt; set 2 or more"
         )
-    if batch // pieces < 2 and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in module.modules()):
+    if batch // pieces < 2 and normalised:
         raise ValueError(
             f"data.batch_size {batch} in {pieces} pieces leaves batch norm one row to normalise by; use fewer ranks or a lower "
             "model.accumulate"

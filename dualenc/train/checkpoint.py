@@ -1,11 +1,9 @@
-"""Checkpoints that are whole or not there, written at every epoch's end and, if wanted, every n steps or minutes; which one
-to go on from; and chance that depends on nothing a checkpoint would have to hold."""
+"""Checkpoints that are whole or not there, written at every epoch's end and, if wanted, every n steps or minutes; and which
+one to go on from."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import time
 import zipfile
 from pathlib import Path
@@ -116,27 +114,6 @@ def _remove_left_over(folder: Path) -> None:
     for path in folder.glob(".*.ckpt.*.tmp"):
         if time.time() - path.stat().st_mtime > LEFT_OVER:
             path.unlink(missing_ok=True)
-
-
-class SameChance(Callback):
-    """Seeds torch before every step from (seed, step, rank): dropout is then the same whether or not the run was interrupted
-    before, although checkpoints hold no state of random generators, and differs between ranks.
-
-    Args:
-        seed: of the run; unless given, what `seed_everything` was set to, or 0.
-    """
-
-    def __init__(self, seed: int | None = None):
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        torch.manual_seed(step_seed(self.seed, trainer.global_step, trainer.global_rank))
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """A seed of 63 bits that depends on all three: hashed, as neighbouring seeds are no independent streams."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 class Moved(Callback):

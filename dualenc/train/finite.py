@@ -23,10 +23,9 @@ CURE = "lower model.lr, lengthen model.warmup_steps or set trainer.gradient_clip
 
 
 def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The Euclidean norm of all gradients together, a scalar on their device; the whole norm where they are sharded."""
+    """The Euclidean norm of all gradients together, a scalar on their device."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
 
 
 class NonFinite(Callback):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-import logging
 import math
 from typing import Any
 
@@ -30,10 +29,8 @@ from dualenc.train.pairs import captions_of, pairs_of
 from dualenc.train.ranks import of_all
 from dualenc.train.schedule import total_steps, warmup_cosine
 from dualenc.train.scored import Scored
-from dualenc.train.settings import check_prefixes, check_settings
+from dualenc.train.settings import check_settings, prefixes
 from dualenc.train.speed import compile_towers
-
-log = logging.getLogger("dualenc")
 
 MOST_EMPTY = 10  # batches in a row without a usable sample, after which training stops
 
@@ -62,7 +59,8 @@ class ContrastiveModule(Scored):
         positives: each takes the captions of an image apart, as so many losses; group makes all captions of one image, and
             of images with equal keys, positives of one loss.
         mask_false_negatives: a caption that equals one of an image's own is no negative of it, and equal keys are one image.
-        matryoshka: prefix lengths of the embeddings that are trained as well, such as [64, 128, 256]; the loss is their mean.
+        matryoshka: lengths of prefixes that are trained beside the whole embedding, such as [64, 128]; the loss is the mean of
+            all.
         tile: edge of the tiles in which the loss is computed, so that no B×B matrix is held; 0 never tiles, null where it pays.
         accumulate: forward passes that a batch is cut into; the gradient stays that of the whole batch.
         non_finite: what a step does whose loss or gradient is not finite: stop the run, or skip the step and name its samples.
@@ -113,7 +111,7 @@ class ContrastiveModule(Scored):
         self.save_hyperparameters()
         self.hparams["lora"] = None if lora is None else dataclasses.asdict(lora)  # plain, for checkpoints
         self.loss, self.positives, self.mask_false_negatives = loss, positives, mask_false_negatives
-        self.prefixes, self.tile, self.label_smoothing = matryoshka, tile, label_smoothing
+        self.tile, self.label_smoothing = tile, label_smoothing
         self.max_logit_scale, self.accumulate = max_logit_scale, accumulate
         sizes = {"embed_dim": embed_dim, "vision": vision, "text": text, "quick_gelu": quick_gelu}
         started = start.towers(start_from, name, sizes, preprocess or {}, loss, temperature)
@@ -123,7 +121,7 @@ class ContrastiveModule(Scored):
         prepare(self.model, image_blocks, text_blocks, lora, patch_dropout, layer_decay, grad_checkpointing)
         if loss == "softmax" and getattr(self.model, "logit_bias", None) is not None:
             self.model.logit_bias.requires_grad_(False)  # type: ignore[union-attr,operator]
-        check_prefixes(matryoshka, int(self.model_cfg["embed_dim"]))
+        self.prefixes = prefixes(matryoshka, int(self.model_cfg["embed_dim"]))
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.counts = accounting.Counts()
         self._empty: int | Tensor = 0  # batches in a row of which nothing could be used
@@ -237,11 +235,12 @@ class ContrastiveModule(Scored):
         self.log_dict(accounting.metrics(total, left, data.names), rank_zero_only=True)
 
     def _groups(self) -> list[dict[str, Any]]:
-        rates = (self.hparams[name] for name in ("lr", "weight_decay", "layer_decay"))
-        return [group | {"betas": tuple(self.hparams["betas"])} for group in parameter_groups(self.model, *rates)]
+        return parameter_groups(
+            self.model, *(self.hparams[name] for name in ("lr", "weight_decay", "layer_decay", "betas"))
+        )
 
     def configure_optimizers(self) -> Any:
-        optimizer = make_optimizer(self._groups(), tuple(self.hparams["betas"]))
+        optimizer = make_optimizer(self._groups())
         total = total_steps(self.trainer)
         if not math.isfinite(total):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import dualenc.torchvision_ops  # noqa: F401  (before open_clip)
@@ -16,7 +17,11 @@ FUSED = ("cpu", "cuda")  # devices whose fused kernel is known to agree
 
 
 def parameter_groups(
-    model: nn.Module, lr: float, weight_decay: float, layer_decay: float = 1.0
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    betas: Sequence[float] = (0.9, 0.98),
 ) -> list[dict[str, Any]]:
     """AdamW's groups of the parameters that are trained, those with the highest rate first.
 
@@ -35,15 +40,20 @@ def parameter_groups(
         if parameter.requires_grad:
             groups.setdefault((depths.get(name, 0), parameter.ndim < 2), []).append(parameter)
     return [
-        {"params": members, "lr": lr * layer_decay**depth, "weight_decay": 0.0 if plain else weight_decay}
+        {
+            "params": members,
+            "lr": lr * layer_decay**depth,
+            "weight_decay": 0.0 if plain else weight_decay,
+            "betas": tuple(betas),
+        }
         for (depth, plain), members in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
-def make_optimizer(groups: list[dict[str, Any]], betas: tuple[float, float] = (0.9, 0.98)) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over groups that carry their own rates; one kernel for all where the device has it."""
+def make_optimizer(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) over `parameter_groups`; one kernel for all where the device has it."""
     fused = all(parameter.device.type in FUSED for group in groups for parameter in group["params"])
-    optimizer = torch.optim.AdamW(groups, betas=betas, eps=1e-8, fused=fused)
+    optimizer = torch.optim.AdamW(groups, eps=1e-8, fused=fused)
     # The fused step could also undo fp16's loss scale itself. Lightning then refuses to clip gradients, for bf16 too, which
     # has no such scale; with this the scaler does it, before the gradients are clipped.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]

@@ -29,7 +29,8 @@ from dualenc.files import refuse_existing, shipped, whole_file
 from dualenc.model.folder import read_checkpoint
 from dualenc.train.average import Average
 from dualenc.train.callbacks import ExactGradients, KeepLogs, Progress, WriteEncoder
-from dualenc.train.checkpoint import Moved, SameChance, WholeFiles, last_checkpoints, newest
+from dualenc.train.chance import SameChance
+from dualenc.train.checkpoint import Moved, WholeFiles, last_checkpoints, newest
 from dualenc.train.finite import NonFinite
 from dualenc.train.module import ContrastiveModule
 from dualenc.train.signals import StopAtSignal, caught
@@ -150,17 +151,14 @@ class CLI(LightningCLI):
             return trainer
         guard = NonFinite(config.model.non_finite)
         writers = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)]  # after all that enters a checkpoint
-        trainer.callbacks = [c for c in trainer.callbacks if c not in writers]
-        trainer.callbacks += [ExactGradients(), SameChance(), guard]
-        trainer.callbacks += [Average(config.model.ema, guard), KeepLogs()]
-        trainer.callbacks += [Watch(guard), LearningRateMonitor("step")] if trainer.loggers else []
-        trainer.callbacks += [
-            Moved(),
-            *writers,
-            *self._last,
+        trainer.callbacks = [
+            *(c for c in trainer.callbacks if c not in writers),
+            *(ExactGradients(), SameChance(), guard, Average(config.model.ema, guard), KeepLogs()),
+            *((Watch(guard), LearningRateMonitor("step")) if trainer.loggers else ()),
+            *(Moved(), *writers, *self._last),
             StopAtSignal(Path(config.checkpoint.dirpath, "last.ckpt")),
+            WriteEncoder(root / "encoder"),
         ]
-        trainer.callbacks.append(WriteEncoder(root / "encoder"))
         return trainer
 
 

@@ -48,12 +48,18 @@ def _check_towers(given: Mapping[str, Any]) -> None:
                 raise ValueError(f"model.{name} has no effect beside model.{other}; remove one of them")
 
 
-def check_prefixes(prefixes: Sequence[int] | None, dim: int) -> None:
-    """ValueError for Matryoshka prefixes that are not whole, ascending and within D."""
-    if prefixes is not None and not (prefixes and list(prefixes) == sorted(set(prefixes)) and prefixes[0] >= 1):
-        raise ValueError(f"model.matryoshka {list(prefixes)} must be ascending lengths of 1 or more, such as [64, 128]")
-    if prefixes is not None and prefixes[-1] > dim:
+def prefixes(asked: Sequence[int] | None, dim: int) -> list[int] | None:
+    """The lengths that a Matryoshka loss takes: those asked for, and D; None where none are.
+
+    ValueError for lengths that are not ascending or not within D.
+    """
+    if asked is None:
+        return None
+    if not (asked and list(asked) == sorted(set(asked)) and asked[0] >= 1):
+        raise ValueError(f"model.matryoshka {list(asked)} must be ascending lengths of 1 or more, such as [64, 128]")
+    if asked[-1] > dim:
         raise ValueError(
-            f"model.matryoshka {list(prefixes)}: embeddings have {dim} dimensions, so {prefixes[-1]} is no prefix of them; "
+            f"model.matryoshka {list(asked)}: embeddings have {dim} dimensions, so {asked[-1]} is no prefix of them; "
             f"use {dim} at most"
         )
+    return sorted({*asked, dim})

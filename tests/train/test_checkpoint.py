@@ -12,8 +12,8 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from dualenc.train import checkpoint
-from dualenc.train.checkpoint import LEFT_OVER, Moved, WholeFiles, newest, step_seed
+from dualenc.train.chance import SameChance, step_seed
+from dualenc.train.checkpoint import LEFT_OVER, Moved, WholeFiles, newest
 
 forked = multiprocessing.get_context("fork")
 
@@ -148,7 +148,7 @@ def test_chance_is_that_of_the_step(monkeypatch):
     draws = []
     for before, step, rank in ((1, 5, 0), (2, 5, 0), (1, 6, 0), (1, 5, 1)):
         torch.manual_seed(before)
-        checkpoint.SameChance().on_train_batch_start(SimpleNamespace(global_step=step, global_rank=rank), None, None, 0)
+        SameChance().on_train_batch_start(SimpleNamespace(global_step=step, global_rank=rank), None, None, 0)
         draws.append(float(torch.rand(())))
     assert draws[0] == draws[1] and len(set(draws)) == 3
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from dualenc.data.dataset import Batches
@@ -15,7 +16,7 @@ from dualenc.data.module import PairData
 from dualenc.data.prepare import Prepare
 from dualenc.data.shards import open_source
 from dualenc.data.transforms import Augment
-from dualenc.model.losses import contrastive_loss, sigmoid_loss
+from dualenc.model.losses import Pairs, contrastive_loss, sigmoid_loss
 from dualenc.model.towers import image_features, text_features
 from dualenc.train.module import ContrastiveModule
 from dualenc.train.schedule import total_steps, warmup_cosine
@@ -240,3 +241,18 @@ def test_numbers_of_a_run_do_not_depend_on_where_it_stands(batch):
     trained = module()
     losses = [trained.training_step(only(batch, [0, 1, 3]) | {"truncated": 0}, 0).item() for _ in range(2)]
     assert losses[0] == losses[1] and np.isfinite(losses[0])
+
+
+@pytest.mark.parametrize(("asked", "trained"), [(None, None), ([2, 5], [2, 5, 8]), ([3, 8], [3, 8])])
+def test_prefixes_are_trained_beside_the_whole_embedding(asked, trained):
+    torch.manual_seed(0)
+    module = ContrastiveModule(embed_dim=8, vision=VISION["vit"], text=TEXT, matryoshka=asked)
+    assert module.prefixes == trained
+    if trained is None:
+        return
+    image, text = (F.normalize(torch.randn(4, 8, dtype=torch.float64), dim=1) for _ in "it")
+    number = torch.arange(4)
+    scale = module.model.logit_scale.exp().double()
+    each = [contrastive_loss(F.normalize(image[:, :d], dim=1), F.normalize(text[:, :d], dim=1), scale) for d in trained]
+    found = module._loss(image, text.unsqueeze(1), Pairs(number, number.unsqueeze(1)))
+    assert found.item() == pytest.approx(torch.stack(each).mean().item(), rel=1e-6)

@@ -109,10 +109,10 @@ def test_it_is_adamw_with_each_groups_rate_and_decay_by_the_fused_kernel():
     rates, decays, betas = (0.1, 0.02, 0.3), (0.2, 0.0, 0.0), (0.8, 0.97)
     expected = adamw(parameters, gradients, rates, decays, betas)
     groups = [
-        {"params": [p], "lr": rate, "weight_decay": decay}
+        {"params": [p], "lr": rate, "weight_decay": decay, "betas": betas}
         for p, rate, decay in zip(parameters, rates, decays, strict=True)
     ]
-    optimizer = make_optimizer(groups, betas)
+    optimizer = make_optimizer(groups)
     assert optimizer.defaults["fused"] is True and isinstance(optimizer, torch.optim.AdamW)
     for some in gradients:
         for parameter, gradient in zip(parameters, some, strict=True):
@@ -125,7 +125,7 @@ def test_it_is_adamw_with_each_groups_rate_and_decay_by_the_fused_kernel():
 def test_the_fused_step_agrees_with_the_plain_one():
     (ours, gradients), (theirs, _) = problem(), problem()
     optimizers = [
-        make_optimizer([{"params": ours, "lr": 0.01, "weight_decay": 0.1}]),
+        make_optimizer([{"params": ours, "lr": 0.01, "weight_decay": 0.1, "betas": (0.9, 0.98)}]),
         torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1, betas=(0.9, 0.98), foreach=False),
     ]
     for some in gradients:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +37,15 @@ GRAPHS = {"image": "image.onnx", "text": "text.onnx"}
 INPUTS = {"image": "pixels", "text": "tokens"}
 
 
-class ImageTower(nn.Module):
-    """uint8 pixels (N, 3, H, W) to unit rows (N, D)."""
+class Tower(nn.Module):
+    """What goes into a tower to unit rows (N, D): uint8 pixels (N, 3, H, W), or token ids (N, context)."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, features: Callable[[Any, Tensor], Tensor]):
         super().__init__()
-        self.model = model
+        self.model, self.features = model, features
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return image_features(self.model, pixels)
-
-
-class TextTower(nn.Module):
-    """Token ids (N, context) to unit rows (N, D)."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return text_features(self.model, tokens)
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.features(self.model, rows)
 
 
 def export_onnx(encoder: DualEncoder, out: str | Path) -> dict[str, float]:
@@ -77,7 +66,10 @@ def export_onnx(encoder: DualEncoder, out: str | Path) -> dict[str, float]:
 
 def write_graphs(encoder: DualEncoder, folder: Path, seen: Probe) -> None:
     """image.onnx and text.onnx, by torch's exporter that starts from torch.export: the older one is wrong for ResNets."""
-    towers: dict[str, nn.Module] = {"image": ImageTower(encoder.model), "text": TextTower(encoder.model)}
+    towers: dict[str, nn.Module] = {
+        "image": Tower(encoder.model, image_features),
+        "text": Tower(encoder.model, text_features),
+    }
     size = sum(t.numel() * t.element_size() for t in encoder.model.state_dict().values())
     for kind, tower in towers.items():
         example = (seen.pixels if kind == "image" else seen.tokens)[:2]  # a batch of 1 would be taken for a constant
