@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,8 @@ def peer(name: str, folder: Path, threads: int) -> Iterator[Client]:
         try:
             yield Client(name, process, Path(scratch))
         finally:
-            assert process.stdin
-            process.stdin.close()
+            assert process.stdin and process.stdout
+            with suppress(BrokenPipeError):  # a peer that died leaves a request in the buffer, which close() writes
+                process.stdin.close()
+            process.stdout.close()
             process.wait()
