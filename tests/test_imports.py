@@ -28,6 +28,8 @@ DOORS = {  # each heavy library has one door (torch, numpy and pyarrow are every
     "pytorch_lightning": {"train", "data", "embed"},
     "faiss": {"index"},
     "fastapi": {"serve"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve"},
 }
 LIGHT = {
     "dualenc.index",
