@@ -1,0 +1,120 @@
+"""Encoders as a server runs them: in float32, or in a smaller type where that is quicker and costs next to nothing.
+
+ViT-B/32 with random weights, ms of one core (AMD EPYC with AVX-512 BF16 and VNNI) for 1 text, 16 texts, 1 image, 4 images:
+float32 30, 165, 152, 430; bfloat16 20, 93, 85, 232; int8 18, 97, 82, 250. A trained encoder of 9 million weights over 6,000
+Flickr8k images, 300 captions: float32 2.1 ms a text; bfloat16 1.7 ms, cosine with float32's rows at least 0.99997, 99.1 % of
+the top 10 the same, 99.3 % of the first hits; int8 1.6 ms, 0.99985, 98.4 %, 97.0 %. So "auto" is bfloat16 for large
+encoders on processors that multiply it, and never int8, which is left to those who measured it on their own data.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from dualenc.model.encoder import DualEncoder
+from dualenc.serve.encoders import Need
+
+log = logging.getLogger("dualenc.serve")
+
+LARGE = 30_000_000  # weights from which on matrix products are most of the time
+CLOSE = 0.99  # least cosine between a row of the smaller type and float32's
+PROBES = ("a dog", "two people ride their bicycles along the river on a sunny day")
+
+
+class Served:
+    """An encoder in the precision that a server was told. Its methods may be called by several threads at once."""
+
+    def __init__(self, encoder: DualEncoder, precision: str):
+        """precision: auto, float32, bfloat16 or int8. ValueError: a type in which this encoder does not work."""
+        self._encoder, self.dim, self.fingerprint = encoder, encoder.dim, encoder.fingerprint
+        self.logit_scale = float(encoder.model.logit_scale.detach().exp())  # type: ignore[operator]
+        self.precision = _chosen(encoder) if precision == "auto" else precision
+        if self.precision in CASTS:
+            self._cast()
+        self._probe()  # the first pass of a tower takes longer than those after it
+
+    def begin(self, threads: int) -> None:
+        """Called in each thread that embeds, before it does."""
+        torch.set_num_threads(threads)
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """(T, D) float32 unit rows."""
+        return self._unit(self._encoder.embed_texts(texts))
+
+    def embed_images(self, images: Sequence[Any]) -> np.ndarray:
+        """(N, D) float32 unit rows of PIL images. ValueError: one that does not decode."""
+        return self._unit(self._encoder.embed_images(images))
+
+    def _unit(self, rows: np.ndarray) -> np.ndarray:
+        # a row that was normalised in bfloat16 is up to 0.4 % off
+        return rows if self.precision == "float32" else rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def _probe(self) -> np.ndarray:
+        """(3, D) rows of two texts and an image of noise."""
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+        return np.concatenate([self.embed_texts(PROBES), self.embed_images([Image.fromarray(noise)])])
+
+    def _cast(self) -> None:
+        """Make the towers' weights smaller, and see whether the rows stay where they were."""
+        before = self._unit(self._probe())
+        CASTS[self.precision](self._encoder.model)
+        try:
+            close = float((before * self._probe()).sum(axis=1).min())
+            fault = f"its rows differ (cosine {close:.3f} with those of float32)" if not close >= CLOSE else ""
+        except (RuntimeError, TypeError) as error:
+            fault = " ".join(str(error).split())[:200]
+        if fault:
+            raise ValueError(f"--precision {self.precision} does not work with this encoder: {fault}; use float32")
+
+
+def _chosen(encoder: DualEncoder) -> str:
+    """bfloat16 where it is quicker: large towers, and a processor that multiplies it."""
+    if encoder.device.type == "cuda":
+        quick = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        flags = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        quick = any(getattr(torch.cpu, flag, lambda: False)() for flag in flags)
+    large = sum(weight.numel() for weight in encoder.model.parameters()) >= LARGE
+    return "bfloat16" if quick and large else "float32"
+
+
+def _bfloat16(model: Any) -> None:
+    """All weights; but pixels are normalised in float32, which goes by the type of the temperature."""
+    scale = model.logit_scale.data
+    model.bfloat16()
+    model.logit_scale.data = scale
+    model.visual.register_forward_pre_hook(lambda _, arguments: (arguments[0].to(torch.bfloat16), *arguments[1:]))
+
+
+def _int8(model: Any) -> None:
+    """The large matrices of the blocks that open_clip builds, each batch's inputs quantised as it comes."""
+    quantised = torch.ao.nn.quantized.dynamic.Linear
+    found = [block.mlp for block in model.modules() if isinstance(getattr(block, "mlp", None), nn.Sequential)]
+    layers = [(mlp, name) for mlp in found for name, layer in mlp.named_children() if type(layer) is nn.Linear]
+    if not layers:
+        raise ValueError("--precision int8 finds no layer to quantise in this encoder; use float32 or bfloat16")
+    for mlp, name in layers:
+        layer = getattr(mlp, name)
+        layer.qconfig = torch.ao.quantization.default_dynamic_qconfig
+        small = quantised.from_float(layer)
+        small.int8_original_dtype = torch.float32  # where open_clip looks for the type of what goes in
+        setattr(mlp, name, small)
+
+
+CASTS: dict[str, Callable[[Any], None]] = {"bfloat16": _bfloat16, "int8": _int8}
+
+
+def load_encoder(need: Need, precision: str, threads: int) -> Served:
+    """Load an encoder, on so many of torch's threads. ValueError, OSError: why it cannot be."""
+    torch.set_num_threads(threads)
+    known: dict[str, Any] = {} if need.fingerprint is None else {"fingerprint": need.fingerprint, "dim": need.dim}
+    served = Served(DualEncoder.load(need.name, **known), precision)
+    log.info("encoder %s is ready, in %s", need.name, served.precision)
+    return served
