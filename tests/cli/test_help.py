@@ -33,6 +33,7 @@ COMMANDS = {
     "index neighbours",
     "index adopt",
     "search",
+    "serve",
     "eval retrieval",
     "eval zeroshot",
     "eval composition",
