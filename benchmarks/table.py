@@ -17,6 +17,7 @@ BENCHMARKS = Path(__file__).parent / "README.md"
 DATA_BLOCK = re.compile(r"(<!-- data: .*? -->\n).*?(<!-- /data -->)", re.DOTALL)
 INDEX_BLOCK = re.compile(r"(<!-- index: .*? -->\n).*?(<!-- /index -->)", re.DOTALL)
 TRAIN_BLOCK = re.compile(r"(<!-- train: .*? -->\n).*?(<!-- /train -->)", re.DOTALL)
+SERVE_BLOCK = re.compile(r"(<!-- serve: .*? -->\n).*?(<!-- /serve -->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- /results -->)", re.DOTALL)
 TRAINING = {
     "loss": "The loss alone",
@@ -135,6 +136,14 @@ def train_tables() -> str:
     return "\n".join(parts)
 
 
+def serve_table(text: str) -> str:
+    """benchmarks/README.md, given what it says so far, with what benchmarks/serve.py measured."""
+    import serve
+
+    record = json.loads((RESULTS / "serve.json").read_text(encoding="utf-8"))
+    return SERVE_BLOCK.sub(lambda found: found[1] + serve.markdown(record) + found[2], text)
+
+
 def rendered() -> dict[Path, str]:
     """What each file that shows results should say."""
     texts = {README: BLOCK.sub(lambda found: found[1] + table() + found[2], README.read_text(encoding="utf-8"))}
@@ -145,6 +154,8 @@ def rendered() -> dict[Path, str]:
     texts[BENCHMARKS] = TRAIN_BLOCK.sub(lambda found: found[1] + train_tables() + found[2], text)
     if (RESULTS / "index.json").exists():
         texts |= index_tables(texts.get(BENCHMARKS) or BENCHMARKS.read_text(encoding="utf-8"))
+    if (RESULTS / "serve.json").exists():
+        texts[BENCHMARKS] = serve_table(texts[BENCHMARKS])
     for name in LINES:
         record, config = RESULTS / f"line_{name}.json", ROOT / "configs" / f"{name}.yaml"
         if record.exists():
