@@ -72,6 +72,11 @@ class Lane:
             observe.queue(self.name, len(self._jobs))
         return await job.future
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes nothing more."""
+        return self._closed
+
     def close(self) -> None:
         """Take nothing more; what waits is still done."""
         with self._ready:

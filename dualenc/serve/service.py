@@ -43,6 +43,7 @@ class Service:
     async def start(self) -> None:
         """Start the threads; encoders begin to load, and nothing waits for them."""
         threads.short_turns()
+        threads.search_alone()  # of the event loop, which does the quick searches itself
         self._pool = ThreadPoolExecutor(self.plan.pool, "pool", threads.search_alone)
         self._searches = Searches(list(self.lives), self.plan.search, self.run)
         for live in self.lives.values():

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dualenc.index import Index
-from dualenc.serve import embeddings, encoders, live
+from dualenc.serve import embeddings, encoders, live, searches
 from dualenc.serve.cache import Cache
 from dualenc.serve.problems import Problem
 from dualenc.serve.service import Service
@@ -194,7 +194,9 @@ CASES = [
 ]
 
 
-def test_searches_that_go_together_find_what_each_finds_alone(folder, made):
+@pytest.mark.parametrize("quick", [-1.0, 10.0], ids=["in the lane", "at once"])
+def test_searches_that_go_together_find_what_each_finds_alone(folder, made, monkeypatch, quick):
+    monkeypatch.setattr(searches, "QUICK", quick)
     queries = small_rows(30, seed=9)
 
     async def scenario(service, live):
@@ -206,6 +208,34 @@ def test_searches_that_go_together_find_what_each_finds_alone(folder, made):
         calls = [service.search(live, live.index, query, **{"k": 4, **case}) for query in queries for case in CASES]
         for (ids, scores), (right, exact) in zip(await asyncio.gather(*calls), wanted, strict=True):
             assert np.array_equal(ids, right) and np.array_equal(scores, exact)
+
+    served(scenario, folder)
+
+
+def test_only_quick_searches_are_done_on_the_event_loop(folder, made, monkeypatch):
+    threads = []
+    together = searches._together
+
+    def noted(key, vectors):
+        threads.append(threading.current_thread() is threading.main_thread())
+        return together(key, vectors)
+
+    monkeypatch.setattr(searches, "_together", noted)
+
+    async def scenario(service, live):
+        async def where_done(**more):
+            threads.clear()
+            await service.search(live, live.index, small_rows(1)[0], **{"k": 3, **more})
+            return threads
+
+        monkeypatch.setattr(searches, "QUICK", 10.0)
+        assert await where_done() == [False]  # nobody knows yet how long one takes
+        assert await where_done() == [True]
+        assert await where_done(k=searches.SHALLOW + 1) == [False]
+        assert await where_done(where="n < 3") == [False]
+        assert await where_done(group_by="colour") == [False]
+        monkeypatch.setattr(searches, "QUICK", 0.0)
+        assert await where_done() == [False]
 
     served(scenario, folder)
 
