@@ -9,6 +9,8 @@ import os
 import re
 import sys
 
+from dualenc.cli.common import printable
+
 FULL = re.compile(
     r"No space left|File too large|os error 2[78]|requested and \d+ written|failed writing file|unexpected pos"
 )
@@ -43,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        sys.stderr.write(f"dualenc: error: {explain(error)}\n")
+        sys.stderr.write(f"dualenc: error: {printable(explain(error))}\n")
         return 1
 
 

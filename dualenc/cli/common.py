@@ -61,6 +61,13 @@ def used_for(rows: Any) -> dict[str, Any]:
     return {"fingerprint": rows.fingerprint, "dim": rows.dim} if rows is not None and rows.fingerprint else {}
 
 
+def printable(text: str) -> str:
+    """One line that does nothing to a terminal, whatever captions and servers put into it."""
+    return "".join(
+        c if c.isprintable() or c in "\u200c\u200d" else "\ufffd" for c in text
+    )  # joiners of emoji and scripts
+
+
 def print_json(value: Any) -> None:
     """Standard JSON to stdout, whole or not at all; numbers that JSON has no place for become null."""
     sys.stdout.write(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dualenc.cli.common import command, print_json, used_for
+from dualenc.cli.common import command, print_json, printable, used_for
 
 Terms = list[tuple[float, str, Any]]  # (weight, "text" | "image" | "id" | "embedding", value)
 
@@ -164,7 +164,8 @@ def show(hits: list[dict[str, Any]], options: argparse.Namespace) -> None:
         return
     for place, hit in enumerate(hits, 1 + options.offset):
         where = hit.get("image_path") or hit.get("image_url") or ""
-        sys.stdout.write(f"{place:3}  {hit['score']:.3f}  {hit.get('caption') or ''}  [{hit.get('key')}]  {where}\n")
+        line = f"{place:3}  {hit['score']:.3f}  {hit.get('caption') or ''}  [{hit.get('key')}]  {where}"
+        sys.stdout.write(printable(line) + "\n")
     if not hits:
         sys.stdout.write("nothing found\n")
 

@@ -21,13 +21,18 @@ GRID = 480  # pixels: twice a tile of the grid, so that it is sharp
 def ask(options: argparse.Namespace) -> None:
     """Ask the server and show what it answers. ValueError or ServerError: what it cannot be asked, or refuses."""
     from dualenc.cli.serve import token
-    from dualenc.serve.client import Client
+    from dualenc.serve.client import Client, ServerError
 
     if options.encoder is not None:
         raise ValueError("--encoder has no effect with --server, which has its own; leave it out")
     with Client(options.server, token=token(options.token_file), timeout=PATIENCE) as client:
-        name = _index(client, options)
-        hits = _found(client, options, asked(options), name)
+        try:
+            name = _index(client, options)
+            hits = _found(client, options, asked(options), name)
+        except ServerError as error:
+            if error.status == 401:
+                raise ServerError(f"{error}; give it with --token-file FILE or in DUALENC_TOKEN", 401) from error
+            raise
         show(hits, options)
         if options.grid and hits:
             with ThreadPoolExecutor(4) as pool:
@@ -49,22 +54,29 @@ def _is_index(client: Client, word: str) -> bool:
 
 
 def _named(client: Client, word: str) -> str:
-    """The served index that a word means: its name, or a folder of that name whose vectors are of the same encoder."""
+    """The served index that a word means: its name, or a folder: of that name, or the only one alike."""
     from dualenc.files import read_json
 
     served = {index["name"]: index for index in client.indexes()}
     if word in served:
         return word
     name, manifest = Path(word).resolve().name, Path(word) / "manifest.json"
+    here = read_json(manifest) if manifest.is_file() else None
     if name not in served:
+        same = [] if here is None else [other for other, index in served.items() if _alike(here, index, "rows")]
+        if len(same) == 1:  # it is served under another name
+            return same[0]
         raise ValueError(f"{client.url} serves no index {word!r}; it serves {', '.join(served)}")
-    if manifest.is_file():
-        here = read_json(manifest)
-        if (here.get("fingerprint"), here.get("dim")) != (served[name].get("fingerprint"), served[name].get("dim")):
-            raise ValueError(
-                f"{client.url} has another index as {name!r} than {word}: the encoder differs; say which you mean"
-            )
+    if here is not None and not _alike(here, served[name]):
+        raise ValueError(
+            f"{client.url} has another index as {name!r} than {word}: the encoder differs; say which you mean"
+        )
     return name
+
+
+def _alike(manifest: dict[str, Any], served: dict[str, Any], *more: str) -> bool:
+    """Whether a folder and a served index have the same encoder and D, and whatever `more` names."""
+    return all(manifest.get(name) == served.get(name) for name in ("fingerprint", "dim", *more))
 
 
 def _found(client: Client, options: argparse.Namespace, terms: Terms, name: str | None) -> list[dict[str, Any]]:

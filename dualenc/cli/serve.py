@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dualenc.cli.common import command
+from dualenc.serve.settings import LOGS, PRECISIONS
 
 
 def register(commands: Any) -> None:
@@ -40,10 +41,10 @@ def register(commands: Any) -> None:
     )
     parser.add_argument(
         "--cors",
-        nargs="+",
-        default=(),
+        action="append",
+        default=[],
         metavar="ORIGIN",
-        help="sites whose pages may call, such as https://example.org; or *",
+        help="a site whose pages may call, such as https://example.org, or *; may be given several times",
     )
     parser.add_argument(
         "--rate", type=float, metavar="R", help="most requests a second of one address (default: no limit)"
@@ -54,13 +55,11 @@ def register(commands: Any) -> None:
     parser.add_argument("--max-body", default="20MiB", metavar="SIZE", help="most bytes of a request (default 20MiB)")
     parser.add_argument(
         "--precision",
-        choices=("auto", "float32", "bfloat16", "int8"),
-        default="auto",
+        choices=PRECISIONS,
+        default=PRECISIONS[0],
         help="of the encoder (default auto: what is fast here and gives the same hits)",
     )
-    parser.add_argument(
-        "--log", choices=("text", "json"), default="text", help="form of the log's lines (default text)"
-    )
+    parser.add_argument("--log", choices=LOGS, default=LOGS[0], help="form of the log's lines (default text)")
 
 
 def run_serve(options: argparse.Namespace) -> int:
@@ -112,11 +111,11 @@ def token(file: str | None) -> str | None:
     return found
 
 
-def _bytes(text: str) -> int:
+def _bytes(text: str) -> int | None:
     """ "20MB" in bytes. ValueError: no amount."""
-    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-    number = text.strip().rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    from dualenc.index.budget import parse_bytes
+
     try:
-        return int(float(number) * units[text.strip()[len(number) :].lower()])
-    except (ValueError, KeyError, OverflowError) as error:
+        return parse_bytes(text)
+    except ValueError as error:
         raise ValueError(f"--max-body {text!r} is no amount of bytes; write one like 20MB") from error

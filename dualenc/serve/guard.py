@@ -65,6 +65,8 @@ class Guard:
         if self.token is None or static or path == "/session":
             return None
         if not self.token.shown(headers):
+            if b"authorization" in given:
+                return Problem(401, "Wrong token", "This is not the token the server was started with.", CHALLENGE)
             return Problem(401, "Token needed", "Send the server's token as Authorization: Bearer TOKEN.", CHALLENGE)
         return None
 

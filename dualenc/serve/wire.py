@@ -67,9 +67,15 @@ class Hits:
 
 
 def read_hits(reply: dict[str, Any]) -> Hits:
-    """A server's answer to a search. Fields that this version does not know are left out."""
+    """A server's answer to a search. Fields that this version does not know are left out.
+
+    KeyError, TypeError: it is none.
+    """
     names = [known.name for known in fields(Hit)]
     hits = tuple(Hit(**{name: hit[name] for name in names if name in hit}) for hit in reply["hits"])
+    for hit in hits:
+        if not (isinstance(hit.id, int) and isinstance(hit.score, int | float) and isinstance(hit.metadata, dict)):
+            raise TypeError(f"{hit} is no hit")
     return Hits(hits, **{known.name: reply[known.name] for known in fields(Hits) if known.name != "hits"})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -340,6 +341,30 @@ def test_what_a_server_refuses_is_one_line(
     assert said in refused(capsys, *words, "--server", server)
 
 
+def test_a_folder_that_is_served_under_another_name_is_found(
+    plain: Path, server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(plain, tmp_path / "copied")
+    assert answered(capsys, copy, "#17", "--server", server) == answered(capsys, "photos", "#17", "--server", server)
+    Index.open(copy).remove([0])
+    assert "serves no index" in refused(capsys, str(copy), "#17", "--server", server)
+
+
+@pytest.mark.parametrize(("given", "said"), [("wrong", "not the token"), (None, "Bearer TOKEN")])
+def test_who_has_no_right_token_is_told_where_to_give_it(
+    server: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    given: str | None,
+    said: str,
+) -> None:
+    monkeypatch.delenv("DUALENC_TOKEN")
+    if given:
+        monkeypatch.setenv("DUALENC_TOKEN", given)
+    line = refused(capsys, "#17", "--server", server)
+    assert said in line and "--token-file FILE or in DUALENC_TOKEN" in line
+
+
 def test_a_folder_of_another_encoder_is_not_taken_for_the_server_s(
     server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -495,3 +520,13 @@ def test_settings_without_effect_are_refused(
     words = ["fit", "--data.train", str(shards), "--model.start_from", str(encoder_folder), "--model.embed_dim", "64"]
     assert main([*words, "--trainer.max_epochs", "1"]) == 1
     assert "model.embed_dim has no effect" in capsys.readouterr().err
+
+
+def test_captions_do_nothing_to_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    captions = ["\x1b[31mred\x07\nforged  0.999", "family \U0001f468\u200d\U0001f469", "left \u202e thgir"]
+    Index.build(rows(3), tmp_path / "odd", metadata=[{"caption": c} for c in captions], recipe="flat")
+    assert main(["search", str(tmp_path / "odd"), "#0", "-k", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == 3 and captions[1] in printed
+    assert not any(sign in printed for sign in "\x1b\x07\u202e")
+    assert answered(capsys, tmp_path / "odd", "#0")[0]["caption"] == captions[0]
