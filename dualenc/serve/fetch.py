@@ -38,8 +38,8 @@ _running = 0
 async def fetch_image(url: str, settings: Settings) -> bytes:
     """The bytes at a URL. They are no picture yet: `uploads.picture` decides.
 
-    Problem 403: fetching is off, or the address is not public; 400: no such URL; 413, 415: too many bytes, or no
-    image; 502, 504: it could not be fetched, or not in time; 503: others are being fetched.
+    Problem 403: fetching is off; 400: no such URL; 413, 415: too many bytes, or no image; 422: it could not be fetched,
+    not in time, or not from a public address; 503: others are being fetched.
     """
     global _running
     if not settings.fetch_urls:
@@ -51,7 +51,7 @@ async def fetch_image(url: str, settings: Settings) -> bytes:
         with stage("fetch"):
             return await asyncio.wait_for(_follow(url, settings.max_body), SECONDS)
     except (asyncio.TimeoutError, TimeoutError):
-        raise Problem(504, "Not fetched in time", f"The URL did not answer within {SECONDS:g} s.") from None
+        raise Problem(422, "Not fetched in time", f"The URL did not answer within {SECONDS:g} s.") from None
     finally:
         _running -= 1
 
@@ -69,7 +69,7 @@ async def _follow(text: str, limit: int) -> bytes:
             url = _parsed(str(url.join(found)))
         except httpx.InvalidURL:
             raise _bad("it redirects to what is no URL") from None
-    raise Problem(502, "Not fetched", f"The URL redirects more than {REDIRECTS} times.")
+    raise Problem(422, "Not fetched", f"The URL redirects more than {REDIRECTS} times.")
 
 
 def _parsed(text: str) -> httpx.URL:
@@ -108,8 +108,8 @@ async def _get(url: httpx.URL, limit: int) -> bytes | str:
         except (httpx.ConnectError, httpx.ConnectTimeout):
             continue
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError):
-            raise Problem(502, "Not fetched", "The URL's server broke off, or does not speak HTTP.") from None
-    raise Problem(502, "Not fetched", "The URL's server could not be reached.")
+            raise Problem(422, "Not fetched", "The URL's server broke off, or does not speak HTTP.") from None
+    raise Problem(422, "Not fetched", "The URL's server could not be reached.")
 
 
 async def _resolved(host: str, port: int) -> list[str]:
@@ -119,12 +119,17 @@ async def _resolved(host: str, port: int) -> list[str]:
     try:
         found = await loop.run_in_executor(_resolver(), look_up)
     except (OSError, UnicodeError):
-        raise Problem(502, "Not fetched", "The URL's host name is unknown.") from None
+        raise _not_public() from None
     targets = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     for target in targets:
         if not addresses.public(target) or addresses.own(target):
-            raise Problem(403, "Address not public", "URLs of private or local networks are not fetched.")
+            raise _not_public()
     return targets
+
+
+def _not_public() -> Problem:
+    """One answer for both: it must not tell which names a private network has."""
+    return Problem(422, "Not fetched", "The URL's host is unknown, or its address is private; public ones are fetched.")
 
 
 async def _ask(url: httpx.URL, address: str, limit: int) -> bytes | str:
@@ -157,9 +162,9 @@ async def _ask(url: httpx.URL, address: str, limit: int) -> bytes | str:
 def _check(response: httpx.Response, limit: int) -> None:
     """What an answer's head tells. Its status is not told on: it is nobody's way to look at other servers."""
     if response.status_code != 200:
-        raise Problem(502, "Not fetched", "The URL's server did not give the picture.")
+        raise Problem(422, "Not fetched", "The URL's server did not give the picture.")
     if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise Problem(502, "Not fetched", "The URL's server sent the picture packed, unasked.")
+        raise Problem(422, "Not fetched", "The URL's server sent the picture packed, unasked.")
     kind = response.headers.get("content-type", "image/").lower()
     if not kind.startswith(TYPES):
         raise Problem(415, "Not a picture", "The URL's server says that it is no image.")

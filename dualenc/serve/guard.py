@@ -46,6 +46,8 @@ class Guard:
         """Why a request is refused; None where it may go on."""
         path, method, headers = scope["path"], scope["method"], scope["headers"]
         given = dict(headers)
+        if sum(name == b"host" for name, _ in headers) > 1:  # proxies and we could each take another one
+            return Problem(400, "Two hosts", "The request has more than one Host header; send one.")
         if self.loopback and not _local(given.get(b"host", b"")):
             return _FOREIGN_HOST()
         if method not in READS and not self._own_page(given):
@@ -71,10 +73,15 @@ class Guard:
         return None
 
     def _own_page(self, headers: dict[bytes, bytes]) -> bool:
-        """Whether no other site's page sent this, as far as a browser says so; programs say nothing."""
-        if headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin"):
+        """Whether no other site's page sent this, as far as a browser says so; programs say nothing.
+
+        Browsers leave Sec-Fetch-Site out for plain HTTP but to this machine itself: there, Origin must be ours.
+        """
+        origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
+        own = origin is None or origin.partition(b"://")[2] == headers.get(b"host")
+        if site in (b"none", b"same-origin") or (site is None and own):
             return True
-        return self.anywhere or headers.get(b"origin") in self.origins
+        return self.anywhere or origin in self.origins
 
 
 @functools.lru_cache(maxsize=256)

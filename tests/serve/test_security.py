@@ -176,6 +176,22 @@ def test_other_sites_pages_change_nothing(site):
         assert client().post("/search", json={}, headers={"Sec-Fetch-Site": own}).status_code == 200
 
 
+def test_where_a_browser_tells_no_site_the_origin_must_be_ours():
+    for origin, status in (
+        ("http://evil.example", 403),
+        ("http://localhost:81", 403),
+        ("null", 403),
+        ("http://localhost:8000", 200),
+        ("https://localhost:8000", 200),  # behind a proxy that speaks TLS
+    ):
+        assert client().post("/search", json={}, headers={"Origin": origin}).status_code == status, origin
+
+
+def test_two_hosts_are_refused():
+    asked = [("Host", "localhost"), ("Host", "evil.example")]
+    assert client().request("GET", "/healthz", headers=asked).status_code == 400
+
+
 def test_cors_is_off_by_default():
     headers = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
     replies = [client().options("/search", headers=headers), client().get("/indexes", headers=headers)]
