@@ -9,8 +9,6 @@ import os
 import re
 import sys
 
-from dualenc.cli.common import printable
-
 FULL = re.compile(
     r"No space left|File too large|os error 2[78]|requested and \d+ written|failed writing file|unexpected pos"
 )
@@ -45,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        from dualenc.cli.common import printable
+
         sys.stderr.write(f"dualenc: error: {printable(explain(error))}\n")
         return 1
 

@@ -50,6 +50,11 @@ def register(commands: Any) -> None:
         "--rate", type=float, metavar="R", help="most requests a second of one address (default: no limit)"
     )
     parser.add_argument(
+        "--proxy",
+        action="store_true",
+        help="believe a proxy on this machine who calls (X-Forwarded-For and -Proto, which it must set itself)",
+    )
+    parser.add_argument(
         "--fetch-urls", action="store_true", help="let queries name images on the web (public addresses only)"
     )
     parser.add_argument("--max-body", default="20MiB", metavar="SIZE", help="most bytes of a request (default 20MiB)")
@@ -73,7 +78,7 @@ def run_serve(options: argparse.Namespace) -> int:
 def _settings(options: argparse.Namespace) -> Any:
     from dualenc.serve.settings import Settings
 
-    same = ("encoder", "host", "port", "workers", "threads", "rate", "fetch_urls", "precision", "log")
+    same = ("encoder", "host", "port", "workers", "threads", "rate", "proxy", "fetch_urls", "precision", "log")
     return Settings(
         indexes=named(options.indexes),
         token=token(options.token_file),
@@ -111,11 +116,11 @@ def token(file: str | None) -> str | None:
     return found
 
 
-def _bytes(text: str) -> int | None:
+def _bytes(text: str) -> int:
     """ "20MB" in bytes. ValueError: no amount."""
     from dualenc.index.budget import parse_bytes
 
     try:
-        return parse_bytes(text)
+        return parse_bytes(text) or 0  # which it refuses
     except ValueError as error:
         raise ValueError(f"--max-body {text!r} is no amount of bytes; write one like 20MB") from error

@@ -187,6 +187,11 @@ class Catalog:
                 self._filters.popitem(last=False)
         return parts
 
+    def ready(self, where: str) -> bool:
+        """Whether `allowed` has this filter."""
+        with self._lock:
+            return where in self._filters
+
     def column_groups(self, column: str) -> np.ndarray:
         """(N,) int64: a number for each value of a metadata column, -1 for nulls; kept for the next search."""
         if column not in self._groups:

@@ -22,13 +22,15 @@ def page(
     offset: int = 0,
     threshold: float | None = None,
     groups: Groups | None = None,
+    without: int = -1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Hits offset .. offset + k of each query (Q, D): ids (Q, k) int64 and scores (Q, k) float32, -1 and -inf at the end.
 
     search(queries, count): ids and scores (Q, count) best first, -1 where there are no more; equal scores keep its
     order. total: rows it may find. threshold: only scores of at least this. groups(ids (n,)): an int64 group number per
-    id; of a group only the best hit counts, -1 is a group of its own. A page holds no id and no group twice; where the
-    search is approximate, another page of the same query may hold one of them again. ValueError: k, offset, threshold.
+    id; of a group only the best hit counts, -1 is a group of its own. without: an id that is no hit. A page holds no id and no
+    group twice; where the search is approximate, another page of the same query may hold one of them again. ValueError: k,
+    offset, threshold.
     """
     _check(k, offset, threshold)
     # in the scores' own precision: a score that was given back is not below itself
@@ -36,13 +38,13 @@ def page(
     need, ids = offset + k, np.full((len(queries), k), -1, np.int64)
     scores = np.full((len(queries), k), -np.inf, np.float32)
     pending = np.arange(len(queries)) if offset < total else np.arange(0)
-    count = min(need, total)
+    count = min(need + (without >= 0), total)
     while len(pending):
         step, short = max(1, ENTRIES // count), []
         for block in (pending[start : start + step] for start in range(0, len(pending), step)):
             found, close = search(queries[block], count)
             for query, row, score in zip(block, found, close, strict=True):
-                kept = _kept(row, score, least, groups)
+                kept = _kept(np.where(row == without, -1, row), score, least, groups)
                 if len(kept) < need and count < total and row[-1] >= 0 and score[-1] >= least:
                     short.append(query)
                     continue

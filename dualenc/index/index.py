@@ -91,18 +91,20 @@ class Index:
         offset: int = 0,
         threshold: float | None = None,
         group_by: str | None = None,
+        without: int = -1,
     ) -> tuple[np.ndarray, np.ndarray]:
         """`search`, from the hit with number `offset` on, above a threshold, one for each group.
 
         offset: how many of the best to leave out (the next page). threshold: only cosines of at least this. group_by: a
-        column of the metadata of which each value is found once, with its best row (rows without a value: all).
+        column of the metadata of which each value is found once, with its best row (rows without a value: all). without:
+        an id that is no hit: the row that others are compared with.
         ValueError: as `search`, or an unknown column.
         """
         catalog = self._now.catalog
         numbers = None if group_by is None else catalog.column_groups(group_by)
         groups = None if numbers is None else lambda ids: numbers[catalog.find(ids)]
         search = self._searcher(where, encoder)
-        return page(search, self._queries(queries), self._count(k), len(self), offset, threshold, groups)
+        return page(search, self._queries(queries), self._count(k), len(self), offset, threshold, groups, without)
 
     def rows(self, ids: Any) -> pa.Table:
         """Metadata of these ids, in their order; a table of `id` alone where the index has no metadata.
@@ -159,6 +161,14 @@ class Index:
     def ids_where(self, where: str) -> np.ndarray:
         """(n,) int64: the ids of the rows for which an SQL expression over metadata is true, in row order."""
         return self._now.catalog.ids[self._now.catalog.where.mask(where)]
+
+    def prepare(self, where: str) -> None:
+        """Have the rows of a filter ready for searches with that very text; ValueError: it is refused."""
+        self._now.catalog.allowed(where)
+
+    def prepared(self, where: str) -> bool:
+        """Whether a search with this filter finds its rows ready: the last few are kept."""
+        return self._now.catalog.ready(where)
 
     def neighbours(self, out: str | Path, k: int = 10) -> None:
         """Write the graph of each row's k nearest other rows (`write_graph`) as a parquet file."""

@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
@@ -72,13 +73,13 @@ class Where:
         key = _text(where, self._names())
         if (kept := self._kept(key)) is not None:
             return kept
-        shown = _shown(key)
+        shown, end = _shown(key), time.monotonic() + seconds
         if not self._running.acquire(timeout=seconds):
             raise ValueError(f"where={shown} waited {seconds:g} s for the filters before it; try again")
         try:
             if (kept := self._kept(key)) is not None:  # somebody else's search has made it meanwhile
                 return kept
-            mask = self._run(key, seconds)
+            mask = self._run(key, max(0.0, end - time.monotonic()))
         except Refused as error:
             raise ValueError(f"where={shown}: {error} (columns: {self._names()})") from error.__cause__
         finally:
@@ -100,7 +101,7 @@ class Where:
                     raise Refused(f"it is {_called(kind)}, not a condition; compare it with something")
                 found: Any = next(iter(running.fetchnumpy().values()))
         except duckdb.InterruptException as error:
-            raise Refused(f"it ran longer than {seconds:g} s and was stopped; simplify it") from error
+            raise Refused(f"it ran longer than {seconds:.2g} s and was stopped; simplify it") from error
         except duckdb.OutOfMemoryException as error:
             raise Refused("it needs more memory than a filter may use; simplify it") from error
         except duckdb.Error as error:

@@ -95,6 +95,12 @@ def configure(style: str) -> None:
         logging.getLogger(NAME).setLevel(logging.INFO)
 
 
+def say_once() -> None:
+    """Of a process that does nothing else: have its general log say the warnings of libraries, and nothing of ours again."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger(NAME).propagate = False
+
+
 class _Handler(logging.StreamHandler[Any]):
     """Writes to whatever standard error is now."""
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -14,12 +12,13 @@ from starlette.staticfiles import StaticFiles
 
 from dualenc.serve import compat, observe, problems, security, thumbnails
 from dualenc.serve.columns import Columns
+from dualenc.serve.query import Pictures
 from dualenc.serve.routes import classify, docs, health, indexes, items, search
 from dualenc.serve.service import Service
 from dualenc.serve.settings import VARIABLE, Settings
 
-PAGE = Path(__file__).with_name("page")
 PICTURES = 2  # that are decoded at once: each may take up to 15 bytes x max_pixels for a moment
+KEPT = 16 << 20  # pixels, of 3 bytes, that wait to be embedded
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -38,7 +37,7 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.settings, app.state.service = settings, Service(settings)
-    app.state.columns, app.state.pictures = Columns(), asyncio.Semaphore(PICTURES)
+    app.state.columns, app.state.pictures = Columns(), Pictures(PICTURES, KEPT)
     problems.install(app)
     security.install(app, settings)
     for module in (search, items, classify, indexes, compat, health, docs):
@@ -50,7 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def from_environment() -> FastAPI:
-    """The application of the settings in DUALENC_SERVE: what uvicorn's workers call."""
+    """The application of the settings in DUALENC_SERVE: for `uvicorn --factory` and other servers than dualenc's own."""
     text = os.environ.get(VARIABLE)
     if text is None:
         raise ValueError(f'{VARIABLE} is not set; give it the settings, such as {{"indexes": {{"name": "folder"}}}}')
@@ -68,14 +67,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _serve_page(app: FastAPI) -> None:
     """A route for each file of the page. A mount at / would take every path that is not there, and every wrong method."""
-    files = StaticFiles(directory=PAGE)
+    files = StaticFiles(directory=security.PAGE)
 
     async def file(request: Request) -> Response:
         path = request.scope["path"].lstrip("/") or "index.html"
         return await files.get_response(path, request.scope)
 
     options: dict[str, Any] = {"methods": ["GET", "HEAD"], "include_in_schema": False}
-    for path in sorted(PAGE.rglob("*")):
-        name = path.relative_to(PAGE).as_posix()
-        if path.is_file():
-            app.add_route("/" if name == "index.html" else f"/{name}", file, **options)
+    for path in sorted(security.page_paths() - {"/index.html"}):
+        app.add_route(path, file, **options)

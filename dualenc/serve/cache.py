@@ -44,8 +44,3 @@ class Cache:
         self._arrays[key], self.bytes = (kept, size), self.bytes + size
         while self.bytes > self.most:
             self.bytes -= self._arrays.popitem(last=False)[1][1]
-
-    def drop(self, unwanted: set[Hashable]) -> None:
-        """Forget all whose key's first part is one of `unwanted`."""
-        for key in [key for key in self._arrays if isinstance(key, tuple) and key[0] in unwanted]:
-            self.bytes -= self._arrays.pop(key)[1]

@@ -154,8 +154,11 @@ class Client:
         return self._ask("embed", {"index": index}, uploads, lambda reply: np.array(reply["images"], np.float32))
 
     def ready(self) -> dict[str, Any]:
-        """Per index: rows, generation, and whether its encoder is "ready", "loading", "none" or "failed: why"."""
-        return _object(self._sent("GET", "readyz", {}))
+        """Per index: rows, generation, and whether its encoder is "ready", "loading", "none" or "failed"."""
+        response = self._sent("GET", "readyz", {})
+        if response.status_code not in (200, 503) or "problem" in response.headers.get("content-type", ""):
+            raise self._refused(response)
+        return _object(response)
 
     def _ask(self, path: str, query: dict[str, Any], uploads: list[bytes], take: Callable[[Any], Any]) -> Any:
         """Post a query, as a form where pictures go with it; what `take` makes of the answer."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dualenc.serve.query import PRIVATE
+from dualenc.serve.query import PATH, PRIVATE
 
 if TYPE_CHECKING:
     from dualenc.index.index import Index
@@ -21,8 +22,22 @@ UNFIT = (
     OverflowError,
 )  # what Arrow raises at values that Python cannot hold, text that is no UTF-8 among them
 UNLISTED = ("key", "caption", "captions")  # a value each: nothing to choose from
-PATH = "image_path"
 STEP = 65_536  # rows looked at before a column with more values is given up
+FEW = 64  # rows whose metadata is read sooner than another thread is asked to
+# indexes whose metadata is in memory: reading it for the first time may take seconds
+_READ: weakref.WeakSet[Index] = weakref.WeakSet()
+
+
+def quick(index: Index, rows: int) -> bool:
+    """Whether the metadata of so many rows may be read on the event loop."""
+    return rows <= FEW and index in _READ
+
+
+async def reading(service: Service, index: Index, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function that reads metadata of an index, called in a thread."""
+    found = await service.run(function, *arguments)
+    _READ.add(index)
+    return found
 
 
 def shown(index: Index, ids: Any) -> tuple[list[dict[str, Any]], list[bool]]:
@@ -34,10 +49,10 @@ def shown(index: Index, ids: Any) -> tuple[list[dict[str, Any]], list[bool]]:
     images = [PATH in names] * len(ids)
     if PATH in names and table[PATH].null_count:
         images = [value is not None for value in table[PATH].to_pylist()]
-    return _plain(table.drop_columns(names)), images
+    return plain(table.drop_columns(names)), images
 
 
-def _plain(table: pa.Table) -> list[dict[str, Any]]:
+def plain(table: pa.Table) -> list[dict[str, Any]]:
     """Rows as dicts. What Python cannot hold, which parquet of other programs may, is shown as text, or as null."""
     try:
         return table.to_pylist()

@@ -16,6 +16,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
 from dualenc.serve.alike import first_of_alike
+from dualenc.serve.columns import quick, reading
 from dualenc.serve.compat_reply import listed, pictured
 from dualenc.serve.compat_request import Knn, knn_of, metadata_of, unit
 from dualenc.serve.compat_schemas import KNN, METADATA
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from dualenc.index.index import Index
 
 ALIKE = 0.94  # cosine above which clip-retrieval takes two hits for the same picture
-FEW = 64  # rows whose metadata is read on the event loop
 JSON = "application/json"
 
 router = APIRouter(tags=["clip-retrieval"])
@@ -87,7 +87,7 @@ async def _query(state: Any, live: Any, index: Index, asked: Knn) -> Query:
     for kind in ("image", "image_url"):
         if (value := getattr(asked, kind)) is not None:
             return Query((await embedded_pictures([Part(1.0, kind, value)], (), state, live, index))[0], 1.0)
-    return Query(*unit(asked.embedding, index.dim))
+    return Query(*unit(asked.embedding or [], index.dim))
 
 
 def _unlike(index: Index, ids: np.ndarray) -> np.ndarray:
@@ -102,9 +102,9 @@ def _unlike(index: Index, ids: np.ndarray) -> np.ndarray:
 async def _reply(service: Any, index: Index, pieces: Iterator[bytes], rows: int) -> Response:
     """JSON in pieces that are made while the ones before are sent: pictures of many hits would fill the memory."""
     with stage("metadata"):
-        if rows <= FEW and not pictured(index):  # sooner done than handed to another thread
+        if quick(index, rows) and not pictured(index):
             return Response(b"".join(pieces), media_type=JSON)
-        first, second = await service.run(lambda: (next(pieces), next(pieces, None)))
+        first, second = await reading(service, index, lambda: (next(pieces), next(pieces, None)))
     if second is None:
         return Response(first, media_type=JSON)
 

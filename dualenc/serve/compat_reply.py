@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import to_json
 
 from dualenc.images import BadImage
+from dualenc.serve.columns import plain
 from dualenc.serve.outgoing import as_jpeg
 from dualenc.serve.pictures import NoPicture, find, place_of, read, rows_of
-from dualenc.serve.query import PRIVATE
+from dualenc.serve.query import PATH, PRIVATE
 
 if TYPE_CHECKING:
     from dualenc.index.index import Index
@@ -48,7 +49,7 @@ def listed(
 
 def pictured(index: Index) -> bool:
     """Whether its rows may have pictures to read."""
-    return index.metadata is not None and "image_path" in index.metadata.column_names
+    return index.metadata is not None and PATH in index.metadata.column_names
 
 
 def _rows(index: Index, ids: list[int], max_pixels: int) -> Iterator[dict[str, Any]]:
@@ -58,10 +59,10 @@ def _rows(index: Index, ids: list[int], max_pixels: int) -> Iterator[dict[str, A
         yield from ({} for _ in ids)
         return
     for start in range(0, len(ids), ROWS):
-        for row in table.slice(start, ROWS).to_pylist():
+        for row in plain(table.slice(start, ROWS)):
             image = _image(row, max_pixels)
             # a column `image` is something else: here the name stands for the picture itself
-            shown = {name: _plain(v) for name, v in row.items() if v is not None and name not in (*PRIVATE, "image")}
+            shown = {name: _text(v) for name, v in row.items() if v is not None and name not in (*PRIVATE, "image")}
             yield shown if image is None else {**shown, "image": image}
 
 
@@ -73,5 +74,5 @@ def _image(row: dict[str, Any], max_pixels: int) -> str | None:
         return None
 
 
-def _plain(value: Any) -> Any:
+def _text(value: Any) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

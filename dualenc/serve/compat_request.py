@@ -9,9 +9,10 @@ import numpy as np
 from pydantic_core import from_json
 
 from dualenc.serve.problems import Problem
+from dualenc.serve.routes.bodies import bounded
+from dualenc.serve.schemas import LARGEST_ID
 
 MOST = 10_000  # hits or rows of one request: the most that the front end asks for
-LARGEST_ID = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,16 @@ def metadata_of(body: bytes) -> tuple[str | None, list[int]]:
     return _text(fields, "indice_name"), ids
 
 
-def unit(values: list[Any] | None, dim: int) -> tuple[np.ndarray, float]:
+def unit(values: list[Any], dim: int) -> tuple[np.ndarray, float]:
     """(D,) unit float32 of an embedding of any length, and that length. Problem 400: another D, no numbers, all zero."""
     try:
         row = np.asarray(values, np.float64)
-    except (ValueError, TypeError, OverflowError) as error:
+    except OverflowError as error:
         raise _unfit("embedding_input", "holds something that is no number") from error
-    if row.shape != (dim,):
-        size = "x".join(map(str, row.shape))
-        raise _unfit("embedding_input", f"has {size} numbers, the index has {dim}; embed with the index's own encoder")
+    if len(row) != dim:
+        raise _unfit(
+            "embedding_input", f"has {len(row)} numbers, the index has {dim}; embed with the index's own encoder"
+        )
     with np.errstate(over="ignore"):
         length = float(np.linalg.norm(row))
     if not 1e-30 < length < 1e30:
@@ -89,7 +91,7 @@ def unit(values: list[Any] | None, dim: int) -> tuple[np.ndarray, float]:
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        fields = from_json(body, allow_inf_nan=True)
+        fields = from_json(bounded(body), allow_inf_nan=True)
     except ValueError as error:
         raise Problem(400, "Not JSON", "the body does not parse as JSON; send a JSON object") from error
     if not isinstance(fields, dict):
@@ -106,7 +108,9 @@ def _text(fields: dict[str, Any], name: str) -> str | None:
 
 def _numbers(fields: dict[str, Any], name: str) -> list[Any] | None:
     value = fields.get(name)
-    if value is not None and not isinstance(value, list):
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(type(number) in (int, float) for number in value):
         raise _unfit(name, "is no list of numbers")
     return value
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dualenc.serve.compat_request import LARGEST_ID, MOST
+from dualenc.serve.compat_request import MOST
+from dualenc.serve.schemas import LARGEST_ID
 
 
 def _maybe(kind: str, about: str, **more: Any) -> dict[str, Any]:

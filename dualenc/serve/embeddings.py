@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from dualenc.serve.cache import Cache
-from dualenc.serve.encoders import IMAGES, Encoder, Encoders, Slot, why
+from dualenc.serve.encoders import FAILED, IMAGES, Encoder, Encoders, Slot
 from dualenc.serve.observe import stage
 from dualenc.serve.problems import Problem
 
 PATIENCE = 5.0  # seconds that a request waits for an encoder that is still loading
-PROMPTS = 20_000  # that one classifier may be made of
 PIECE = 16  # texts of one request that go through the tower before others get their turn
 TEXT_BYTES, IMAGE_BYTES, CLASSIFIER_BYTES = 32 << 20, 8 << 20, 32 << 20  # of the caches, at most
 
@@ -53,19 +52,9 @@ class Embeddings:
         return _stacked([rows[key] for key in keys], encoder.dim)
 
     async def classifier(self, index: Any, classes: tuple[str, ...], templates: tuple[str, ...]) -> np.ndarray:
-        """(C, D) float32: of each class the mean of its prompts. templates: each with a {} for the class.
-
-        Problem 400: fewer than two classes, no template, more than PROMPTS prompts.
-        """
+        """(C, D) float32: of each class the mean of its prompts. templates: each with a {} for the class."""
         from dualenc.model.names import fill, zero_shot_classifier
 
-        if len(classes) < 2 or not templates or len(classes) * len(templates) > PROMPTS:
-            raise Problem(
-                400,
-                "Classes out of bounds",
-                f"{len(classes)} classes and {len(templates)} templates; it takes two classes and one template or more, "
-                f"and at most {PROMPTS:,} prompts (classes x templates)",
-            )
         slot, encoder = await self._ready(index)
         key = (encoder.fingerprint, classes, templates)
         kept = self._classifiers.get(key)
@@ -95,9 +84,8 @@ class Embeddings:
         return slot
 
     def _loaded(self, slot: Slot) -> Encoder:
-        error = slot.loaded.exception()
-        if error is not None:
-            raise Problem(500, "The encoder did not load", why(error, slot.need))
+        if slot.loaded.exception() is not None:
+            raise Problem(500, "The encoder did not load", FAILED)
         return slot.loaded.result()
 
     async def _ready(self, index: Any) -> tuple[Slot, Encoder]:

@@ -6,7 +6,9 @@ import asyncio
 import concurrent.futures
 import contextlib
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +21,8 @@ from dualenc.serve.threads import Plan
 log = logging.getLogger("dualenc.serve")
 
 TEXTS, IMAGES = 32, 8  # that go through a tower at once
+RETRY, SELDOM = 30.0, 600.0  # seconds until one that failed is loaded again; twice as many each time, up to SELDOM
+FAILED = "it could not be loaded; the server's log tells why"  # all that callers are told: an error may hold paths
 
 
 class Encoder(Protocol):
@@ -64,18 +68,18 @@ def need_of(index: Any, override: str | None) -> Need | None:
 class Slot:
     """One encoder: loading, ready with its lanes, or failed."""
 
-    def __init__(self, need: Need):
-        self.need = need
+    def __init__(self, need: Need, patience: float):
+        self.need, self.patience = need, patience
+        self.again = math.inf  # time.monotonic() from which on, once it has failed, it is to be replaced
         self.loaded: concurrent.futures.Future[Encoder] = concurrent.futures.Future()
         self.lanes: dict[str, Lane] = {}
 
     @property
     def state(self) -> str:
-        """ "loading", "ready", or "failed: why"."""
+        """ "loading", "ready", or "failed: …" as callers are told it."""
         if not self.loaded.done():
             return "loading"
-        error = self.loaded.exception()
-        return "ready" if error is None else f"failed: {why(error, self.need)}"
+        return "ready" if self.loaded.exception() is None else f"failed: {FAILED}"
 
     async def wait(self, seconds: float) -> None:
         """Until it is loaded or has failed, so long at most."""
@@ -90,12 +94,6 @@ class Slot:
             await asyncio.wait_for(done.wait(), seconds)
 
 
-def why(error: BaseException, need: Need) -> str:
-    """Why an encoder did not load, in one line, without the server's paths."""
-    line = " ".join(str(error).split()) or type(error).__name__
-    return line.replace(need.name, need.name.rstrip("/").rsplit("/", 1)[-1])[:500]
-
-
 class Encoders:
     """All encoders that the indexes need. Its methods belong to one event loop."""
 
@@ -103,31 +101,37 @@ class Encoders:
         self._override, self._precision, self._plan = override, precision, plan
         self._slots: dict[Need, Slot] = {}
         self._loading = threading.Lock()  # one after the other: two at once would take as long, and more memory
+        self._sharing = threading.Lock()  # lanes are handed on, or let go of
         self._closed = False
 
     def slot(self, index: Any) -> Slot | None:
-        """The encoder of an index, which begins to load where it is new; None where the index has none."""
+        """The encoder of an index, which begins to load where it is new, or failed a while ago; None where there is none."""
         need = need_of(index, self._override)
         if need is None:
             return None
-        if need not in self._slots:
-            self._slots[need] = Slot(need)
-            threading.Thread(target=self._load, args=(self._slots[need],), name="encoder", daemon=True).start()
-        return self._slots[need]
+        slot = self._slots.get(need)
+        if slot is None or time.monotonic() >= slot.again:
+            slot = Slot(need, RETRY if slot is None else min(2 * slot.patience, SELDOM))
+            self._slots[need] = slot
+            threading.Thread(target=self._load, args=(slot,), name="encoder", daemon=True).start()
+        return slot
 
     def state(self, index: Any) -> str:
-        """ "none", "loading", "ready" or "failed: why"."""
+        """ "none", or the state of its slot."""
         need = need_of(index, self._override)
-        slot = None if need is None else self._slots.get(need)
-        return "none" if need is None else "loading" if slot is None else slot.state
+        if need is not None and need not in self._slots:
+            return "loading"
+        slot = self.slot(index)  # whoever only asks whether it is ready has it tried again, too
+        return "none" if slot is None else slot.state
 
     def keep(self, indexes: Iterable[Any]) -> None:
         """Let go of the encoders that none of these indexes needs."""
         needed = {need_of(index, self._override) for index in indexes}
-        gone = [slot for slot in self._slots.values() if slot.need not in needed and slot.loaded.done()]
-        self._slots = {need: slot for need, slot in self._slots.items() if slot not in gone}
-        for lane in _lanes_of(gone).keys() - _lanes_of(self._slots.values()).keys():
-            lane.close()
+        with self._sharing:
+            gone = [slot for slot in self._slots.values() if slot.need not in needed and slot.loaded.done()]
+            self._slots = {need: slot for need, slot in self._slots.items() if slot not in gone}
+            for lane in _lanes_of(gone).keys() - _lanes_of(self._slots.values()).keys():
+                lane.close()
 
     def close(self) -> list[Lane]:
         """Take nothing more; returns the lanes, to be joined. An encoder that is still loading is not waited for."""
@@ -142,25 +146,31 @@ class Encoders:
             if self._closed:
                 return
             try:
-                other = self._same(slot.need)
-                encoder = other.loaded.result() if other else load(slot.need, self._precision, self._plan.image)
-                _check(encoder, slot.need)
+                encoder = self._shared(slot)
+                if encoder is None:
+                    encoder = load(slot.need, self._precision, self._plan.image)
+                    _check(encoder, slot.need)
+                    slot.lanes = _lanes(encoder, self._plan)
             except BaseException as error:
-                log.error("encoder %s: %s", slot.need.name, " ".join(str(error).split()))
+                log.error("encoder %s: %s", slot.need.name, " ".join(str(error).split()) or type(error).__name__)
+                slot.again = time.monotonic() + slot.patience
                 slot.loaded.set_exception(error)
                 return
-            slot.lanes = other.lanes if other else _lanes(encoder, self._plan)
             slot.loaded.set_result(encoder)
             if self._closed:  # while it was loading
                 self.close()
 
-    def _same(self, need: Need) -> Slot | None:
-        """A slot whose encoder is the one that is needed."""
-        for slot in list(self._slots.values()):
-            if slot.state != "ready" or (encoder := slot.loaded.result()).dim != need.dim:
-                continue
-            if encoder.fingerprint == need.fingerprint or (need.fingerprint is None and slot.need.name == need.name):
-                return slot
+    def _shared(self, slot: Slot) -> Encoder | None:
+        """An encoder that is there already and is the one that is needed, and its lanes for the slot."""
+        need = slot.need
+        with self._sharing:
+            for other in list(self._slots.values()):
+                if other.state != "ready" or (encoder := other.loaded.result()).dim != need.dim:
+                    continue
+                named = need.fingerprint is None and other.need.name == need.name
+                if named or encoder.fingerprint == need.fingerprint:
+                    slot.lanes = other.lanes
+                    return encoder
         return None
 
 

@@ -96,6 +96,7 @@ class Lane:
             self._do(jobs)
             each = (time.perf_counter() - started) / sum(job.size for job in jobs)
             self._cost += (NEWS if self._cost else 1.0) * (each - self._cost)
+            del jobs  # a key may hold an index, which would live on while this waits for more
 
     def _next(self) -> list[_Job]:
         """Jobs that go together, as soon as there are any; none when all is done and the lane is closed."""

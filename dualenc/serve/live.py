@@ -26,7 +26,7 @@ class Live:
         self.name, self.folder = name, Path(folder)
         self._state = state_of(self.folder)
         self.index = _open(self.folder)
-        self._told: Any = None
+        self._told: Any = ()  # the state that was complained of last
 
     @property
     def generation(self) -> int:
@@ -50,7 +50,6 @@ class Live:
             return False
         try:
             index = await run(_open, self.folder)
-            await run(warm, index)
             await prepare(index)
         except Exception as error:
             if self._told != state:
@@ -59,7 +58,7 @@ class Live:
                 )
                 self._told = state
             return False
-        self.index, self._state, self._told = index, state, None
+        self.index, self._state, self._told = index, state, ()
         log.info("index %s: generation %d, %d rows", self.name, self.generation, len(index))
         return True
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from dualenc.serve import accesslog, metrics
-from dualenc.serve.record import Record, choose_id, current, request_id, stages
+from dualenc.serve.problems import CLOSED
+from dualenc.serve.record import Record, choose_id, current, request_id
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from dualenc.serve.settings import Settings
 
-__all__ = ["hit", "install", "miss", "queue", "request_id", "stage", "stages"]
+__all__ = ["hit", "install", "miss", "queue", "request_id", "stage"]
 QUIET = ("/healthz", "/readyz", "/metrics")  # asked every few seconds: logged at DEBUG while all is well
 
 
@@ -107,6 +109,9 @@ class Observe:
         token = current.set(record)
         try:
             await self.app(scope, receive, watch)
+        except asyncio.CancelledError:
+            status = CLOSED if status == 500 else status
+            raise
         finally:
             seconds = perf_counter() - record.started
             try:

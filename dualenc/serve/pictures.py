@@ -7,13 +7,12 @@ import stat
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from dualenc.data.items import is_utf8
 from dualenc.data.opened import opened as open_at
 from dualenc.data.tar_header import BLOCK, may_be_cut, parse
-from dualenc.serve.problems import Problem
+from dualenc.serve.query import PRIVATE, known
 
 if TYPE_CHECKING:
     from dualenc.index.index import Index
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 MOST_BYTES = 128 << 20  # of one encoded picture
 _PLAIN = (b"0", b"\0", b"7")  # kinds of tar members that are files
 _AGAIN = "embed it again"
+PLACE = (*PRIVATE, "key")  # columns that say where a picture lies
 
 
 class NoPicture(ValueError):
@@ -46,14 +46,8 @@ class Found(NamedTuple):
 
 def rows_of(index: Index, ids: list[int]) -> pa.Table:
     """All metadata of ids, the server's paths included. Problem 404 names one that the index does not have."""
-    try:
+    with known(index):
         return index.rows(ids)
-    except ValueError as error:
-        unknown = np.setdiff1d(np.asarray(ids, np.int64), index.ids)
-        if not len(unknown):
-            raise  # damaged metadata
-        detail = f"id {unknown[0]} is not in the index of {len(index):,} rows"
-        raise Problem(404, "No such item", detail) from error
 
 
 def place_of(row: Mapping[str, Any]) -> Place:
@@ -61,7 +55,7 @@ def place_of(row: Mapping[str, Any]) -> Place:
 
     NoPicture: it does not say.
     """
-    path, offset, size, key = (row.get(name) for name in ("image_path", "image_offset", "image_size", "key"))
+    path, offset, size, key = (row.get(name) for name in PLACE)
     key = key if isinstance(key, str) else None
     if not isinstance(path, str) or not path:
         raise NoPicture("The metadata does not say where its picture lies.")

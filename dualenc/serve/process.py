@@ -29,9 +29,9 @@ Asgi = Callable[[Any, Callable[[], Awaitable[Message]], Callable[[Message], Awai
 class Process(uvicorn.Server):
     """uvicorn's server on a socket that listens already.
 
-    prepared(): awaited when the app has started, before requests are taken. listening() is called when they are answered;
-    stopping() at the first signal to stop. supervised: Ctrl-C, which
-    reaches the whole group of processes, is left to the one that started this.
+    prepared(): awaited when the app has started, before connections are taken. listening() is called when they are;
+    stopping() at the first signal to stop. supervised: Ctrl-C, which reaches the whole group of processes, is left to the
+    one that started this.
     """
 
     def __init__(
@@ -41,10 +41,11 @@ class Process(uvicorn.Server):
         stopping: Callable[[], None] = lambda: None,
         supervised: bool = False,
         prepared: Callable[[], Awaitable[None]] | None = None,
+        proxy: bool = False,
     ):
         super().__init__(
             uvicorn.Config(
-                self._told_to_close(app),
+                self._answered(app),
                 interface="asgi3",
                 http=protocol.best(),
                 lifespan="on",
@@ -52,6 +53,7 @@ class Process(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=proxy,
                 timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=int(GRACE),
             )
@@ -78,8 +80,6 @@ class Process(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, then says so."""
-        if self._prepared is not None:
-            await self._prepared()
         await super().startup(sockets)
         if self.started and not self.should_exit:
             self._listening()
@@ -122,16 +122,20 @@ class Process(uvicorn.Server):
         make: Any = self.config.http_protocol_class
         return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
-    def _told_to_close(self, app: Asgi) -> Asgi:
-        """The app; what it answers from the signal on also says that the connection will be closed."""
+    def _answered(self, app: Asgi) -> Asgi:
+        """The app; its start ends with prepared(), a request whose caller has left ends where it is, and what is answered
+        from the signal on also says that the connection will be closed."""
 
         async def answered(scope: Any, receive: Any, send: Any) -> None:
-            async def last(message: Message) -> None:
+            async def watched(message: Message) -> None:
                 if self.should_exit and message["type"] == "http.response.start":
                     message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+                elif self._prepared is not None and message["type"] == "lifespan.startup.complete":
+                    await self._prepared()  # uvicorn listens when it has this message
                 await send(message)
 
-            await app(scope, receive, last if scope["type"] == "http" else send)
+            with protocol.ends_with_its_caller(scope, receive):
+                await app(scope, receive, watched)
 
         return answered
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,8 +23,30 @@ if TYPE_CHECKING:
     from dualenc.serve.schemas import SearchRequest
     from dualenc.serve.settings import Settings
 
-PRIVATE = ("image_path", "image_offset", "image_size")  # metadata that says where files of the server are
+PATH = "image_path"
+PRIVATE = (PATH, "image_offset", "image_size")  # metadata that says where files of the server are
+_UNKNOWN = re.compile(r"id (\d+) is not in the index")  # how an index refuses one
 _NAMES_PRIVATE = re.compile("|".join(PRIVATE), re.IGNORECASE)
+
+
+class Pictures:
+    """Decoded pictures of all requests. A picture may be small as a file and large in memory: few are decoded at once, and
+    few pixels kept until they are embedded."""
+
+    def __init__(self, at_once: int, most: int):
+        """at_once: pictures that are decoded at once. most: pixels kept beside those."""
+        self.decoding, self.most, self.kept = asyncio.Semaphore(at_once), most, 0
+
+    def add(self, batch: list[Any], picture: Any) -> bool:
+        """Put a picture to a request's others; whether there are too many pixels now, so that they must go first."""
+        batch.append(picture)
+        self.kept += picture.width * picture.height
+        return self.kept > self.most
+
+    def drop(self, batch: list[Any]) -> None:
+        """A request's pictures are done with."""
+        self.kept -= sum(picture.width * picture.height for picture in batch)
+        batch.clear()
 
 
 class Part(NamedTuple):
@@ -105,15 +129,26 @@ async def embedded_pictures(
 ) -> np.ndarray:
     """(n, D) float32 unit rows of the pictures that parts name. Problem 4xx: one cannot be used or fetched.
 
-    One after the other: a picture may be small as a file and large in memory. `state.pictures` lets few requests at once.
+    They are embedded together, as far as `state.pictures` has room for them.
     """
-    rows = []
-    for part in parts:
-        data = await fetch_image(part.value, state.settings) if part.kind == "image_url" else None
-        async with state.pictures:
-            decoded = await state.service.run(_decoded, part, data, uploads, state.settings)
-            rows.append((await state.service.images(live, [decoded], index))[0])
-    return np.stack(rows)
+    rows: list[np.ndarray] = []
+    batch: list[Any] = []
+
+    async def embed() -> None:
+        rows.append(await state.service.images(live, batch, index))
+        state.pictures.drop(batch)
+
+    try:
+        for part in parts:
+            data = await fetch_image(part.value, state.settings) if part.kind == "image_url" else None
+            async with state.pictures.decoding:
+                if state.pictures.add(batch, await state.service.run(_decoded, part, data, uploads, state.settings)):
+                    await embed()  # nothing more is decoded here until then
+        if batch:
+            await embed()
+    finally:
+        state.pictures.drop(batch)
+    return np.concatenate(rows)
 
 
 def _decoded(part: Part, fetched: bytes | None, uploads: Sequence[bytes], settings: Settings) -> Any:
@@ -147,13 +182,9 @@ def row_of(index: Index, number: int) -> np.ndarray:
 def rows_of(index: Index, ids: Any) -> np.ndarray:
     """(n, D) float32: the original rows of ids. Problem 404: an id that is not there; 409: the index holds codes alone."""
     try:
-        return index.vectors(ids)
+        with known(index):
+            return index.vectors(ids)
     except ValueError as error:
-        for number in ids:
-            try:
-                index.rows([number])
-            except ValueError:
-                raise no_item(index, number) from error
         raise Problem(
             409,
             "Index without original rows",
@@ -161,9 +192,17 @@ def rows_of(index: Index, ids: Any) -> np.ndarray:
         ) from error
 
 
-def no_item(index: Index, number: int) -> Problem:
-    """What is answered where the index has no row with this id."""
-    return Problem(404, "No such item", f"id {number} is not in the index of {len(index):,} rows")
+@contextlib.contextmanager
+def known(index: Index) -> Iterator[None]:
+    """Asking an index for ids. Problem 404 names one that it does not have; other errors stay as they are."""
+    try:
+        yield
+    except ValueError as error:
+        unknown = _UNKNOWN.match(str(error))
+        if unknown is None:
+            raise
+        detail = f"id {unknown[1]} is not in the index of {len(index):,} rows"
+        raise Problem(404, "No such item", detail) from error
 
 
 def allowed(where: str | None, group_by: str | None) -> str | None:

@@ -30,12 +30,6 @@ def request_id() -> str:
     return record.id if record else "-"
 
 
-def stages() -> dict[str, float]:
-    """Milliseconds by stage of the request that is being answered, so far."""
-    record = current.get()
-    return {name: seconds * 1000 for name, seconds in record.stages.items()} if record else {}
-
-
 def choose_id(given: bytes | None) -> str:
     """The id that a caller gave, where it is fit for logs; else a new one."""
     if given:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import importlib
 import importlib.util
-import logging
 import os
 import signal
 import socket
@@ -14,6 +13,7 @@ import sys
 from typing import Any
 
 from dualenc.files import read_json
+from dualenc.serve import accesslog
 from dualenc.serve.addresses import is_loopback
 from dualenc.serve.settings import Settings
 
@@ -39,6 +39,7 @@ def serve(settings: Settings, application: str = APPLICATION) -> int:
             f"warning: {settings.host} can be reached from other machines, and nobody is asked for a token: give one with "
             "--token-file, or stay on 127.0.0.1"
         )
+    _allow_connections()
     with listen(settings.host, settings.port) as listener:
         signal.signal(signal.SIGTERM, _end)  # until there is something to finish
         signal.signal(signal.SIGINT, _end)
@@ -48,10 +49,20 @@ def serve(settings: Settings, application: str = APPLICATION) -> int:
             return supervise(settings, application, listener, lambda: announce(settings, listener), stopping)
         from dualenc.serve.process import Process
 
-        set_logging()
+        accesslog.say_once()
         app = load(application)(settings)
-        process = Process(app, lambda: announce(settings, listener), stopping)
+        process = Process(app, lambda: announce(settings, listener), stopping, proxy=settings.proxy)
         return 0 if process.answer(listener) else 1
+
+
+def _allow_connections() -> None:
+    """Let as many files and connections be open as this user may have: the usual 1,024 are soon used up."""
+    with contextlib.suppress(ImportError, OSError, ValueError):  # not on Windows
+        import resource
+
+        soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY and (most == resource.RLIM_INFINITY or soft < most):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def check_installed() -> None:
@@ -68,13 +79,6 @@ def load(application: str) -> Any:
     """The function that `module:name` names."""
     module, _, name = application.partition(":")
     return getattr(importlib.import_module(module), name)
-
-
-def set_logging() -> None:
-    """Have what goes wrong said once: the server's own log has its own lines, which the general one need not repeat."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.getLogger("dualenc.serve").propagate = False
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -107,7 +111,7 @@ def announce(settings: Settings, listener: socket.socket) -> None:
     try:
         sys.stdout.write(f"dualenc: serving {', '.join(parts)} on {address(settings.host, listener)}\n")
         sys.stdout.flush()
-    except OSError:  # nobody reads it: no reason not to serve
+    except (OSError, AttributeError):  # nobody reads it, or it is closed: no reason not to serve
         sys.stdout = sys.stderr
 
 
@@ -126,8 +130,9 @@ def stopping() -> None:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"dualenc: {text}\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError, AttributeError):  # it is closed
+        sys.stderr.write(f"dualenc: {text}\n")
+        sys.stderr.flush()
 
 
 def _end(number: int, _: Any) -> None:
@@ -137,6 +142,6 @@ def _end(number: int, _: Any) -> None:
 def leave(code: int) -> None:
     """End this process without waiting for its threads."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # its reader has left
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # its reader has left, or it is closed
             stream.flush()
     os._exit(code)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 MOST_HITS = 1000
 MOST_OFFSET = 100_000
@@ -16,6 +17,7 @@ MOST_TEXTS, MOST_IMAGES = 256, 64  # of one request to /embed
 LONGEST_TEXT, LONGEST_NAME, LONGEST_WHERE = 10_000, 500, 200_000  # characters
 LONGEST_WHERE_IN_URL = 5000  # each may take 12 letters there, and the server reads 64 KiB
 LARGEST_ID = 2**63 - 1
+_DIGITS = re.compile("[0-9]{1,19}")
 KINDS = ("text", "image", "image_url", "embedding", "id", "upload")
 
 
@@ -37,6 +39,10 @@ def _distinct(names: list[str]) -> list[str]:
     return names
 
 
+def _of_digits(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else value
+
+
 Text = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT), AfterValidator(_wordy)]
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(_wordy)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -44,7 +50,10 @@ Embedding = Annotated[list[Finite], Field(min_length=1, max_length=65_536)]
 Labels = Annotated[list[Name], Field(min_length=2, max_length=MOST_LABELS), AfterValidator(_distinct)]
 Template = Annotated[Name, AfterValidator(_with_place)]
 Templates = Annotated[list[Template], Field(min_length=1, max_length=MOST_TEMPLATES)]
-Id = Annotated[int, Field(ge=0, le=LARGEST_ID)]
+# a text of digits, too: JavaScript's numbers are exact up to 2**53 only
+_Digits = Annotated[str, Field(pattern="^[0-9]{1,19}$")]
+_Number = Annotated[int, Field(ge=0, le=LARGEST_ID)]
+Id = Annotated[_Number, BeforeValidator(_of_digits, json_schema_input_type=_Number | _Digits)]
 Count = Annotated[int, Field(ge=1, le=MOST_HITS, description="how many hits")]
 Offset = Annotated[int, Field(ge=0, le=MOST_OFFSET, description="how many of the best to leave out: the next page")]
 Condition = Annotated[

@@ -45,7 +45,7 @@ class Service:
         threads.short_turns()
         threads.search_alone()  # of the event loop, which does the quick searches itself
         self._pool = ThreadPoolExecutor(self.plan.pool, "pool", threads.search_alone)
-        self._searches = Searches(list(self.lives), self.plan.search, self.run)
+        self._searches = Searches(list(self.lives), self.plan, self.run)
         for live in self.lives.values():
             prepare = functools.partial(self._prepare, live)
             self._tasks += [asyncio.create_task(work) for work in (self._begin(live), live.watch(self.run, prepare))]
@@ -71,10 +71,17 @@ class Service:
         self._encoders.slot(live.index)
 
     async def _prepare(self, live: Live, index: Any) -> None:
-        """Before a new generation is swapped in: its encoder is loaded, where it is another than the old one's."""
+        """Before a new generation is swapped in: its encoder is loaded, where it is another than the old one's.
+
+        ValueError: it does not load, and the old one works.
+        """
         slot = self._encoders.slot(index)
         while slot is not None and not slot.loaded.done():
             await slot.wait(60.0)
+        error = None if slot is None else slot.loaded.exception()
+        if error is not None and self._encoders.state(live.index) == "ready":
+            raise ValueError(f"the encoder of the new generation does not load: {error}") from error
+        await self.run(warm, index)
         asyncio.get_running_loop().call_later(LINGER, self._forget)
 
     def _forget(self) -> None:
@@ -89,7 +96,7 @@ class Service:
         return self.lives[name]
 
     def ready(self) -> dict[str, Any]:
-        """Of each index: rows, generation and its encoder ("ready", "loading", "none" or "failed: why")."""
+        """Of each index: rows, generation and its encoder ("ready", "loading", "none" or "failed: …")."""
         return {
             name: {"rows": len(live.index), "generation": live.generation, "encoder": self._encoders.state(live.index)}
             for name, live in self.lives.items()
@@ -105,26 +112,26 @@ class Service:
         """(T, D) float32 unit rows of texts. Problem: 409 where the index has no encoder, 503 while it loads, 500 where it
         could not be loaded."""
         with _told(live):
-            return await self._embeddings.texts(index or live.index, texts)
+            return await self._embeddings.texts(_of(live, index), texts)
 
     async def images(self, live: Live, pictures: Sequence[Any], index: Any = None) -> np.ndarray:
         """(N, D) float32 unit rows of PIL images. Problem: as `texts`."""
         with _told(live):
-            return await self._embeddings.images(index or live.index, pictures)
+            return await self._embeddings.images(_of(live, index), pictures)
 
     async def classifier(
         self, live: Live, classes: tuple[str, ...], templates: tuple[str, ...], index: Any = None
     ) -> np.ndarray:
         """(C, D) unit rows, one for each class: the mean of its prompts. templates: each with a {} for the class.
 
-        Problem: as `texts`, and 400 for fewer than two classes, no template, or too many of them.
+        Problem: as `texts`, and 400 for no class or no template.
         """
         with _told(live):
-            return await self._embeddings.classifier(index or live.index, classes, templates)
+            return await self._embeddings.classifier(_of(live, index), classes, templates)
 
     def logit_scale(self, live: Live, index: Any = None) -> float:
         """What cosines are multiplied by before a softmax. Problem: as `texts`, at once."""
-        return self._embeddings.logit_scale(index or live.index)
+        return self._embeddings.logit_scale(_of(live, index))
 
     async def search(
         self,
@@ -136,13 +143,19 @@ class Service:
         threshold: float | None = None,
         where: str | None = None,
         group_by: str | None = None,
+        without: int = -1,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Hits offset .. offset + k of a unit vector (D,): ids (n,) int64 and cosines (n,) float32, best first, n <= k.
 
         Problem 400: what `Index.page` refuses, in its words.
         """
         with _told(live):
-            return await self._searches.search(live.name, index, vector, k, offset, threshold, where, group_by)
+            return await self._searches.search(live.name, index, vector, k, offset, threshold, where, group_by, without)
+
+
+def _of(live: Live, index: Any) -> Any:
+    """The generation that a request means. An index without rows is one as well, though it is falsy."""
+    return live.index if index is None else index
 
 
 @contextlib.contextmanager

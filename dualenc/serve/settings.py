@@ -26,6 +26,7 @@ class Settings:
     token: str | None = None  # that every request but /healthz and /readyz must show; None: nobody has to
     cors: tuple[str, ...] = ()  # origins whose pages may call; "*" for all
     rate: float | None = None  # requests a second and client address, in bursts of 2 seconds' worth; None: no limit
+    proxy: bool = False  # whether a proxy on this machine says who calls (X-Forwarded-For, X-Forwarded-Proto)
     fetch_urls: bool = False  # whether `image_url` may be fetched, from public addresses only
     max_body: int = 20 << 20  # bytes of a request
     max_pixels: int = 50_000_000  # of a picture that is sent

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, FastAPI, Header, Path, Query, Request, Response
 
 from dualenc.images import BadImage
+from dualenc.serve.columns import plain
 from dualenc.serve.observe import hit, miss, stage
 from dualenc.serve.outgoing import JPEG, WEBP, small
-from dualenc.serve.pictures import Found, NoPicture, find, place_of, read, rows_of
+from dualenc.serve.pictures import PLACE, Found, NoPicture, find, place_of, read, rows_of
 from dualenc.serve.problems import Problem, responses
+from dualenc.serve.schemas import LARGEST_ID
 
 if TYPE_CHECKING:
     from dualenc.index.index import Index
 
 SMALLEST, LARGEST, USUAL = 16, 2048, 320  # pixels of the longer side
 CACHE = 64 << 20  # bytes of thumbnails that a process keeps
-SECONDS = 600  # that a browser may show one without asking again; then it asks by ETag
 FORM = b"1"  # another value where the same picture would be encoded otherwise
 
 router = APIRouter()
@@ -79,7 +80,7 @@ class Thumbnails:
 )
 async def image(
     request: Request,
-    id: Annotated[int, Path(ge=0, le=2**63 - 1)],
+    id: Annotated[int, Path(ge=0, le=LARGEST_ID)],
     size: Annotated[int, Query(ge=SMALLEST, le=LARGEST, description="pixels of the longer side")] = USUAL,
     index: Annotated[str | None, Query(description="an index by name; none: the server's first")] = None,
     accept: Annotated[str, Header()] = "",
@@ -92,7 +93,8 @@ async def image(
         try:
             found = await service.run(_find, service.live(index).index, id)
             tag = etag(found, size, kind)
-            headers = {"ETag": tag, "Cache-Control": f"private, max-age={SECONDS}", "Vary": "Accept"}
+            # its address says no generation: a browser asks each time, and is told by the ETag that nothing changed
+            headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept"}
             if names(if_none_match, tag):
                 return Response(status_code=304, headers=headers)
             most = request.app.state.settings.max_pixels
@@ -131,7 +133,8 @@ def _accepts_webp(accept: str) -> bool:
 
 
 def _find(index: Index, number: int) -> Found:
-    return find(place_of(rows_of(index, [number]).to_pylist()[0]))
+    table = rows_of(index, [number])
+    return find(place_of(plain(table.select([name for name in PLACE if name in table.column_names]))[0]))
 
 
 def _made(found: Found, size: int, kind: str, max_pixels: int) -> bytes:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from dualenc.serve.accesslog import say_once
 from dualenc.serve.metrics import shared
 from dualenc.serve.settings import VARIABLE, Settings
 
@@ -150,18 +151,20 @@ def _work(application: str, listener: socket.socket, messages: Connection, repla
     replaces: others answer already, so it takes no requests before its encoders are loaded.
     """
     from dualenc.serve.process import Process
-    from dualenc.serve.run import leave, load, set_logging
+    from dualenc.serve.run import leave, load
 
     threading.Thread(target=_follow, daemon=True).start()
-    set_logging()
+    say_once()
     try:
-        app = load(application)(Settings.from_json(os.environ[VARIABLE]))
+        settings = Settings.from_json(os.environ[VARIABLE])
+        app = load(application)(settings)
     except Exception as error:
         messages.send(" ".join(str(error).split()) or type(error).__name__)
         leave(1)
     service = getattr(getattr(app, "state", None), "service", None)
     prepared = (lambda: service.settled(LOADING)) if replaces and service is not None else None
-    started = Process(app, lambda: messages.send(None), supervised=True, prepared=prepared).answer(listener)
+    process = Process(app, lambda: messages.send(None), supervised=True, prepared=prepared, proxy=settings.proxy)
+    started = process.answer(listener)
     if not started:
         messages.send("the server did not start; its log tells why")
     leave(0 if started else 1)

@@ -43,6 +43,7 @@ def test_every_option_arrives(told: list[Settings], tmp_path: Path) -> None:
         str(tmp_path / "token"),
         "--cors",
         "http://a",
+        "--cors",
         "http://b",
     ]
     expected: dict[str, Any] = {
@@ -61,6 +62,11 @@ def test_every_option_arrives(told: list[Settings], tmp_path: Path) -> None:
         "log": "json",
     }
     assert serve(told, *words.split(), *more) == Settings(**expected)
+
+
+def test_an_origin_takes_no_index(told: list[Settings]) -> None:
+    got = serve(told, "--cors", "http://a", "x", "--cors=*")
+    assert (got.cors, list(got.indexes)) == (("http://a", "*"), ["x"])
 
 
 def test_the_token_is_never_among_the_words() -> None:

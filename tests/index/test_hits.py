@@ -32,11 +32,11 @@ class Table:
         return page(self, queries, k, self.scores.shape[1] if total is None else total, **how)
 
 
-def slow_page(scores, k, offset, threshold, numbers):
+def slow_page(scores, k, offset, threshold, numbers, without=-1):
     order = sorted(range(len(scores)), key=lambda row: -scores[row])
     kept, seen = [], set()
     for row in order:
-        if threshold is not None and scores[row] < np.float32(threshold):
+        if (threshold is not None and scores[row] < np.float32(threshold)) or 10 * row + 3 == without:
             continue
         if numbers is not None and numbers[row] in seen:
             continue
@@ -58,8 +58,9 @@ def test_equals_a_loop_over_all_rows(data):
     threshold = data.draw(st.none() | st.sampled_from([-1.0, -0.6, 0.0, 0.2, 0.7, 1.0, 1.5]))
     numbers = data.draw(st.none() | st.lists(st.integers(-1, 6), min_size=rows, max_size=rows).map(np.array))
     groups = None if numbers is None else (lambda ids: numbers[(ids - 3) // 10])
-    ids, close = Table(scores).page(k, offset=offset, threshold=threshold, groups=groups)
-    expected = [slow_page(row, k, offset, threshold, numbers) for row in scores]
+    without = data.draw(st.just(-1) | st.integers(0, rows).map(lambda row: 10 * row + 3))
+    ids, close = Table(scores).page(k, offset=offset, threshold=threshold, groups=groups, without=without)
+    expected = [slow_page(row, k, offset, threshold, numbers, without) for row in scores]
     assert ids.tolist() == [row[0] for row in expected]
     assert close.tolist() == [row[1] for row in expected]
     assert ids.dtype == np.int64

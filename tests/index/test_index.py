@@ -13,6 +13,7 @@ import pytest
 
 from dualenc import Index
 from dualenc.index import exact_search, info
+from dualenc.index.catalog import FILTERS
 
 KINDS = ["flat", "hnsw", "ivf"]
 
@@ -75,6 +76,20 @@ def test_where_equals_exact_search_of_the_rows_it_leaves(built, data, kind):
     assert (found[:, 29:] == -1).all()
     assert np.isneginf(scores[:, 29:]).all()
     assert {tuple(sorted(line)) for line in found[:, :29].tolist()} == {tuple(sorted(index.ids[rows].tolist()))}
+
+
+def test_a_filter_that_was_prepared_is_ready_until_others_take_its_place(built, data):
+    index = Index.open(built["flat"].folder)
+    assert not index.prepared("number > 10")
+    index.prepare("number > 10")
+    assert index.prepared("number > 10") and not index.prepared("number > 11")
+    index.search(data.texts[:1], 3, where="number > 11")
+    assert index.prepared("number > 11")  # by the search itself
+    for number in range(FILTERS):
+        index.prepare(f"number > {100 + number}")
+    assert index.prepared("number > 100") and not index.prepared("number > 10")
+    with pytest.raises(ValueError, match="there is no column 'height'"):
+        index.prepare("height > 1")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -351,6 +351,15 @@ def test_masks_are_kept_read_only_and_given_while_another_filter_runs(where):
     assert where.mask("width > 11").sum() == where.mask("width > 10").sum() - 1
 
 
+def test_time_spent_waiting_is_no_longer_there_for_running(where, monkeypatch):
+    left, plain = [], where._run
+    monkeypatch.setattr(where, "_run", lambda text, seconds: left.append(seconds) or plain(text, seconds))
+    where._running.acquire()
+    threading.Timer(0.2, where._running.release).start()
+    where.mask("width > 12", seconds=10)
+    assert 0 < left[0] <= 9.9
+
+
 def test_the_oldest_masks_go_first_by_number_and_by_bytes(monkeypatch):
     where = Where(TABLE)
     first = where.mask("width = 0")

@@ -35,8 +35,11 @@ const asked = window.fetch;
 window.fetch = async (address, options) => {
   const reply = await asked(address, options);
   if (String(address).endsWith("/search") && reply.ok)
-    reply.clone().json().then(
-      ({ hits }) => answers.push({ sent: JSON.parse(options.body), ids: hits.map(({ id }) => id) }),
+    reply.clone().text().then(
+      (text) => {
+        const { hits } = JSON.parse(text, (name, value, { source }) => (name === "id" ? source : value));
+        answers.push({ sent: JSON.parse(options.body), ids: hits.map(({ id }) => id) });
+      },
       () => {}, // given up
     );
   return reply;
@@ -113,7 +116,9 @@ class Page:
 
     def ids(self) -> list[int]:
         """Ids of the hits, as they stand."""
-        return self.tab.eval_on_selector_all(".card:not(.ghost)", "cards => cards.map((card) => card.hit.id)")
+        return [
+            int(id) for id in self.tab.eval_on_selector_all(".card:not(.ghost)", "all => all.map(({hit}) => hit.id)")
+        ]
 
     def until(self, condition: str, value: Any = None) -> None:
         """Wait until a JavaScript expression of `value` is true."""

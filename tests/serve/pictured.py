@@ -20,6 +20,7 @@ from dualenc.embed.describe import describe
 from dualenc.index.index import Index
 from dualenc.serve import compat, problems, thumbnails
 from dualenc.serve.problems import Problem
+from dualenc.serve.query import Pictures
 from dualenc.serve.settings import Settings
 from tests.small import write_tar
 
@@ -105,7 +106,7 @@ class StandIn:
 def app_of(service: Any, folder: Path, **settings: Any) -> FastAPI:
     app = FastAPI()
     app.state.service, app.state.settings = service, Settings({"main": folder}, **settings)
-    app.state.pictures = asyncio.Semaphore(2)
+    app.state.pictures = Pictures(2, 1 << 20)
     problems.install(app)
     app.include_router(thumbnails.router)
     app.include_router(compat.router)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from dualenc.images import decode
-from tests.serve.conftest import problem
-from tests.serve.fakes import FINGERPRINT, fake_row
+from tests.serve.conftest import problem, served
+from tests.serve.fakes import FINGERPRINT, FakeEncoder, fake_row
 from tests.small import png
 
 PNG = png((8, 8), (200, 30, 30))
@@ -125,3 +127,60 @@ def test_what_embed_gives_can_be_searched_by(client):
 )
 def test_embed_refuses(client, query, status, words):
     problem(client.post("/embed", json=query), status, words)
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """How many pictures go through the tower together."""
+    sizes, embed = [], FakeEncoder.embed_images
+
+    def counted(self, images):
+        sizes.append(len(images))
+        return embed(self, images)
+
+    monkeypatch.setattr(FakeEncoder, "embed_images", counted)
+    return sizes
+
+
+def unseen(first, count=16):
+    return [png((8, 8), (first, 7, i)) for i in range(count)]
+
+
+@pytest.mark.parametrize(("most", "together"), [(1 << 20, [8, 8]), (2.5 * 64, [3] * 5 + [1]), (0, [1] * 16)])
+def test_pictures_are_embedded_together_as_far_as_there_is_room(indexes, monkeypatch, batches, most, together):
+    pictures = unseen(0)
+    monkeypatch.setattr("dualenc.serve.app.KEPT", most)
+    with served(indexes, monkeypatch) as client:
+        reply = client.post("/embed", files=[("image", data) for data in pictures]).json()
+        assert client.app.state.pictures.kept == 0
+    assert np.array_equal(np.float32(reply["images"]), [row_of(data) for data in pictures])
+    assert batches == together
+
+
+def test_pictures_wait_for_the_encoder_side_by_side(client, monkeypatch):
+    images, there = client.app.state.service.images, asyncio.Event()
+    waiting = []
+
+    async def wait(*given):
+        waiting.append(given)
+        if len(waiting) == 4:
+            there.set()
+        await asyncio.wait_for(there.wait(), 20)
+        return await images(*given)
+
+    monkeypatch.setattr(client.app.state.service, "images", wait)
+    with ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(lambda data: client.post("/embed", files={"image": data}), unseen(50, 4)))
+    assert [reply.status_code for reply in replies] == [200] * 4
+
+
+def test_pictures_that_were_refused_take_no_room(client):
+    problem(client.post("/embed", files=[("image", data) for data in [*unseen(99), b"no picture"]]), 415)
+    assert client.app.state.pictures.kept == 0
+
+
+def test_many_rows_are_written_alike(client, monkeypatch):
+    query = {"texts": ["a", "b"], "images": [TEXT]}
+    before = client.post("/embed", json=query).json()
+    monkeypatch.setattr("dualenc.serve.routes.bodies.MANY", 0)
+    assert client.post("/embed", json=query).json() == before

@@ -279,6 +279,20 @@ def test_what_is_no_server_of_ours_is_one_line(answer: Any, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("status", [401, 429, 500, 503])
+def test_a_refusal_is_no_readiness(status: int) -> None:
+    answer = (status, {"content-type": "application/problem+json"}, b'{"title": "Refused", "detail": "not now"}')
+    with in_thread(Scripted(answer)) as url, Client(url) as client, pytest.raises(ServerError, match="not now"):
+        client.ready()
+
+
+def test_what_is_not_ready_is_told() -> None:
+    state = {"photos": {"rows": 3, "generation": 1, "encoder": "loading"}}
+    answer = (503, {"content-type": "application/json"}, json.dumps(state).encode())
+    with in_thread(Scripted(answer)) as url, Client(url) as client:
+        assert client.ready() == state
+
+
 def test_nobody_there() -> None:
     with (
         Client("127.0.0.1:9") as client,

@@ -138,9 +138,9 @@ def test_fields_that_cannot_be(served):
         ({"text": "half \ud800"}, "does not parse"),
         ({"image_url": 3}, "image_url"),
         ({"embedding_input": "a text"}, "embedding_input"),
-        ({"embedding_input": [[1.0] * 16]}, "1x16"),
-        ({"embedding_input": [[1.0], 2.0]}, "no number"),
-        ({"embedding_input": [{}] * 16}, "no number"),
+        ({"embedding_input": [[1.0] * 16]}, "list of numbers"),
+        ({"embedding_input": [[1.0], 2.0]}, "list of numbers"),
+        ({"embedding_input": [{}] * 16}, "list of numbers"),
         ({"embedding_input": [10**400] * 16}, "no number"),
         ({"embedding_input": [0.0] * 16}, "length 0"),
         ({"embedding_input": [float("nan")] * 16}, "length nan"),
@@ -268,6 +268,19 @@ def test_an_index_without_metadata(tmp_path):
     client = client_of({"main": built(tmp_path / "index", None, n=4)}, tmp_path)
     assert all(set(hit) == {"id", "similarity"} for hit in knn(client, text="red").json())
     assert client.post("/metadata", content='{"ids": [2], "indice_name": null}').json() == [{"id": 2, "metadata": {}}]
+
+
+def test_metadata_is_read_for_the_first_time_in_a_thread(tmp_path):
+    client = client_of({"main": built(tmp_path / "index", [{"caption": "a"}])}, tmp_path)
+    service, called = client.app.state.service, []
+
+    async def run(function, *arguments):
+        called.append(function)
+        return function(*arguments)
+
+    service.run = run
+    assert knn(client, text="red").json() == knn(client, text="red").json() != []
+    assert len(called) == 1
 
 
 def test_an_index_of_texts_is_asked_by_its_modality(tmp_path):

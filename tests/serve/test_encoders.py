@@ -87,24 +87,83 @@ def test_an_encoder_that_is_not_the_indexes_is_refused(monkeypatch):
 
     async def scenario(some):
         foreign, wide = await settled(some, index(), index(fingerprint=None))
-        assert foreign.state.startswith("failed: encoder encoder has fingerprint bbbbbbbbbbbb…, the index holds")
-        assert wide.state.startswith("failed: encoder encoder makes vectors of 8 dimensions, the index holds 16")
+        assert "has fingerprint bbbbbbbbbbbb…, the index holds" in str(foreign.loaded.exception())
+        assert "makes vectors of 8 dimensions, the index holds 16" in str(wide.loaded.exception())
+        assert foreign.state == wide.state == some.state(index()) == f"failed: {encoders.FAILED}"
 
     within(scenario, override="/srv/secret/encoder")
 
 
-def test_why_it_did_not_load_is_said_without_the_servers_paths(monkeypatch, caplog):
+def test_why_it_did_not_load_stands_in_the_log_alone(monkeypatch, caplog):
     def load(need, precision, threads):
-        raise FileNotFoundError(f"{need.name}: no such encoder;\nname another")
+        raise FileNotFoundError(f"{need.name}: no such encoder;\nsee /srv/other/secret")
 
     monkeypatch.setattr(encoders, "load", load)
 
     async def scenario(some):
         [slot] = await settled(some, index("/srv/secret/encoder"))
-        assert slot.state == "failed: encoder: no such encoder; name another"
+        assert slot.state.startswith("failed: ") and "srv" not in slot.state
 
     within(scenario)
-    assert "/srv/secret/encoder: no such encoder" in caplog.text  # the log is the operator's
+    assert "/srv/secret/encoder: no such encoder; see /srv/other/secret" in caplog.text  # the log is the operator's
+
+
+def test_one_that_failed_is_tried_again_after_a_while_and_ever_more_seldom(monkeypatch):
+    now, tries, broken = [1000.0], [], [True]
+    monkeypatch.setattr(encoders, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def load(need, precision, threads):
+        tries.append(now[0] - 1000)
+        if broken[0]:
+            raise OSError("the network is away")
+        return FakeEncoder()
+
+    monkeypatch.setattr(encoders, "load", load)
+
+    async def scenario(some):
+        await settled(some, index())
+        for _ in range(400):
+            now[0] += 5
+            await settled(some, index())
+        assert tries == [0, 30, 90, 210, 450, 930, 1530]
+        broken[0] = False
+        now[0] += encoders.SELDOM
+        assert some.state(index()) == "loading"  # who asks has it tried
+        [slot] = await settled(some, index())
+        now[0] += 10 * encoders.SELDOM
+        assert slot is some.slot(index()) and slot.state == "ready" and len(tries) == 8
+
+    within(scenario)
+
+
+def test_lanes_that_are_handed_on_are_not_let_go_of_meanwhile(monkeypatch):
+    asked, gate = threading.Event(), threading.Event()
+
+    class Slow(FakeEncoder):
+        fingerprint = property(lambda self: self._asked(), lambda self, value: None)
+        held = False
+
+        def _asked(self):
+            if self.held:
+                asked.set()
+                assert gate.wait(10)
+            return FINGERPRINT
+
+    encoder = Slow()
+    monkeypatch.setattr(encoders, "load", lambda *_: encoder)
+
+    async def scenario(some):
+        await settled(some, index())
+        encoder.held = True
+        slot = some.slot(index(encoder="copy"))
+        await asyncio.to_thread(asked.wait, 10)
+        keeping = asyncio.create_task(asyncio.to_thread(some.keep, [index(encoder="copy")]))
+        await asyncio.sleep(0.05)
+        gate.set()
+        await asyncio.gather(keeping, slot.wait(10))
+        assert await slot.lanes["text"].do(["a"]) is not None
+
+    within(scenario)
 
 
 def test_an_index_without_an_encoder_has_none_unless_one_is_named(monkeypatch):

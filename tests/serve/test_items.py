@@ -18,8 +18,13 @@ def ids(response):
 
 def nearest(indexes, number, **options):
     """Ids of all rows but one, nearest to it first, as the index finds them."""
-    found = Index.open(indexes["photos"]).page(photo_rows()[number][None], ROWS, **options)[0][0].tolist()
-    return [i for i in found if i not in (-1, number)]
+    group_by = options.pop("group_by", None)
+    index = Index.open(indexes["photos"])
+    found = [i for i in index.page(photo_rows()[number][None], ROWS, **options)[0][0].tolist() if i not in (-1, number)]
+    if group_by is None:
+        return found
+    groups = index.rows(found)[group_by].to_pylist()
+    return [i for place, i in enumerate(found) if groups[place] not in groups[:place]]
 
 
 def test_an_item(client):
@@ -133,3 +138,10 @@ def test_similar_needs_the_rows(client):
 
 def test_similar_needs_no_encoder(client):
     assert len(ids(client.get(f"/items/{2**60 + 3}/similar?index=bare"))) == 10
+
+
+def test_an_item_leaves_its_group_to_the_next_best(client, indexes):
+    for number in range(3):
+        got = ids(client.get(f"/items/{number}/similar", params={"k": ROWS, "group_by": "colour"}))
+        assert got == nearest(indexes, number, group_by="colour")
+        assert len(got) == 3 and any(i % 3 == number for i in got)

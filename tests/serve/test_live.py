@@ -51,11 +51,12 @@ def test_every_kind_of_change_is_picked_up(folder):
     assert not look(live)
 
 
-def test_a_folder_that_was_built_anew_is_picked_up_though_its_generation_is_the_same(folder):
+def test_a_folder_that_was_built_anew_is_picked_up_though_its_generation_is_the_same(folder, caplog):
     live = Live("a", folder)
     shutil.rmtree(folder)
     assert not look(live) and len(live.index) == 50  # gone: the open one still answers
     assert live.index.search(small_rows(1), k=1)[0][0, 0] == 0
+    assert not look(live) and len(caplog.records) == 1 and "stays at generation 1" in caplog.text  # told once
     small_index(folder, 20, seed=5)
     assert look(live) and len(live.index) == 20 and live.generation == 1
 

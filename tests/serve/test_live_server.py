@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +20,8 @@ import pytest
 from dualenc import Index
 from dualenc.cli import main
 from dualenc.serve import Client
-from tests.serve.running import Started, rows, small_index, started, until
+from dualenc.serve.settings import Settings
+from tests.serve.running import Started, in_thread, rows, small_index, started, until
 
 
 @pytest.fixture
@@ -122,6 +125,70 @@ def test_a_killed_worker_loses_its_own_requests_alone(tmp_path: Path, folder: Pa
         assert load.wrong == []
         assert failures(server) == [f"dualenc: worker {before[0]} died (signal 9); another is started"]
         assert server.stop() == 0
+
+
+def test_texts_that_nobody_waits_for_are_not_embedded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As who types leaves one search after the other behind."""
+    from dualenc.serve.app import create_app
+    from tests.serve.fakes import FakeEncoder
+
+    embedded, free = list[str](), threading.Event()
+
+    class Slow(FakeEncoder):
+        def embed_texts(self, texts: Any) -> np.ndarray:
+            embedded.extend(texts)
+            assert free.wait(60)
+            return super().embed_texts(texts)
+
+    monkeypatch.setattr("dualenc.serve.encoders.load", lambda need, *_: Slow(need.dim))
+    app = create_app(Settings({"photos": folder}, encoder="slow"))
+    with in_thread(app) as url:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        until(lambda: app.state.service.ready()["photos"]["encoder"] == "ready")
+        left = _count(url, 499)
+        for number in range(8):
+            with socket.create_connection(address) as caller:
+                body = b'{"text": "typed %d"}' % number
+                head = b"POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+                caller.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+                until(lambda: embedded)
+                time.sleep(0.05)
+        until(lambda: _count(url, 499) == left + 8)
+        free.set()
+        assert httpx.post(f"{url}/search", json={"text": "typed to the end"}).status_code == 200
+    assert embedded == ["typed 0", "typed to the end"]
+
+
+def test_a_worker_that_replaces_another_waits_for_its_encoder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dualenc.serve.app import create_app
+    from dualenc.serve.process import Process
+    from dualenc.serve.run import listen
+    from tests.serve.fakes import FakeEncoder
+
+    def slow(need: Any, *_: Any) -> FakeEncoder:
+        time.sleep(1)
+        assert hasattr(service, "_pool")  # the service has started
+        return FakeEncoder(need.dim)
+
+    def listening() -> None:
+        states.append(service.ready()["photos"]["encoder"])
+        server.should_exit = True
+
+    states = list[str]()
+    monkeypatch.setattr("dualenc.serve.encoders.load", slow)
+    app = create_app(Settings({"photos": folder}, encoder="slow"))
+    service = app.state.service
+    server = Process(app, listening, prepared=lambda: service.settled(60))
+    with listen("127.0.0.1", 0) as listener:
+        assert server.answer(listener)
+    assert states == ["ready"]
+
+
+def _count(url: str, status: int) -> int:
+    """Answers to POST /search with this status, as the server counts them."""
+    line = rf'dualenc_requests_total{{method="POST",route="/search",status="{status}"}} (\S+)'
+    found = re.search(line, httpx.get(f"{url}/metrics").text)
+    return int(float(found[1])) if found else 0
 
 
 def test_vectors_are_searched_without_torch(tmp_path: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 from starlette.testclient import TestClient
 
-from dualenc.serve import accesslog, metrics, observe, problems
+from dualenc.serve import accesslog, metrics, observe, problems, record
 from dualenc.serve.settings import Settings
 
 
@@ -35,7 +35,7 @@ def made(log: str = "text", folder=None) -> TestClient:
         observe.hit("texts")
         observe.miss("texts")
         observe.queue("text", 3)
-        return {"id": observe.request_id(), "stages": observe.stages()}
+        return {"id": observe.request_id(), "stages": record.current.get().stages}
 
     @app.get("/healthz")
     async def healthz():
@@ -76,9 +76,9 @@ def test_a_request_is_over_when_it_is_answered():
     async def ask():
         scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
         await observe.Observe(nothing)(scope, None, nothing)
-        return observe.request_id(), observe.stages()
+        return observe.request_id(), record.current.get()
 
-    assert asyncio.run(ask()) == ("-", {})
+    assert asyncio.run(ask()) == ("-", None)
 
 
 def test_stages_belong_to_their_request_in_threads_too():

@@ -8,11 +8,12 @@ import json
 import os
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
 
 from tests.serve import browser
 from tests.serve.browser import SCRIPT, Page
-from tests.serve.fakes import use_fake_encoders
+from tests.serve.fakes import small_rows, use_fake_encoders
 from tests.serve.running import in_thread, until
 from tests.small import png
 
@@ -80,7 +81,7 @@ def test_a_search_from_the_first_letter_to_the_link(page, chromium, site, tmp_pa
     assert hacked.tab.locator("#detail script, #detail [onerror]").count() == 0
     hacked.picture("phone", tmp_path)
     hacked.tab.goto(page.tab.url)
-    hacked.until("document.querySelector('.card')?.hit?.id === value", page.ids()[0])
+    hacked.until("document.querySelector('.card')?.hit?.id === value", str(page.ids()[0]))
     assert hacked.ids() == page.ids() and hacked.tab.input_value("#q") == "a red circle"
     assert hacked.tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
     hosts = {urlsplit(request.url).netloc for request in page.asked + hacked.asked}
@@ -138,11 +139,11 @@ def test_more_and_less_like_a_hit_and_their_weights(page):
     card = page.tab.locator(".card").nth(0)
     card.hover()
     sent = page.answered(lambda: card.locator(".act.more").click())
-    assert sent["terms"] == [{"weight": 1, "text": "dog"}, {"weight": 1, "id": first}]
+    assert sent["terms"] == [{"weight": 1, "text": "dog"}, {"weight": 1, "id": str(first)}]
     place = page.ids().index(second)
     page.tab.locator(".card .open").nth(place).focus()
     sent = page.answered(lambda: page.tab.keyboard.press("-"))
-    assert sent["terms"][2] == {"weight": -0.5, "id": second}
+    assert sent["terms"][2] == {"weight": -0.5, "id": str(second)}
     chip = page.tab.locator(".chip.minus")
     assert "less like" in chip.inner_text()
     sent = page.answered(lambda: (chip.locator("input").fill("-2"), chip.locator("input").press("Enter")))
@@ -151,7 +152,7 @@ def test_more_and_less_like_a_hit_and_their_weights(page):
     assert sent["terms"][1]["weight"] == 1.25
     assert query(page)["term"] == [f"1.25*id:{first}", f"-2*id:{second}"]
     sent = page.answered(lambda: page.tab.get_by_label(f"Remove item {first}").click())
-    assert [term.get("id") for term in sent["terms"]] == [None, second]
+    assert [term.get("id") for term in sent["terms"]] == [None, str(second)]
     page.tab.fill("#q", "night")
     sent = page.answered(lambda: page.tab.press("#q", "Shift+Enter"))
     assert sent["terms"][-1] == {"weight": 1, "text": "night"} and page.tab.input_value("#q") == ""
@@ -276,7 +277,7 @@ def test_back_and_forward_with_an_open_item(page):
     page.until("location.search.includes('item=' + value)", cat[3])
     page.tab.keyboard.press("Escape")
     page.tab.wait_for_selector("#detail", state="hidden")
-    page.until("document.activeElement.closest('.card')?.hit.id === value", cat[3])
+    page.until("document.activeElement.closest('.card')?.hit.id === value", str(cat[3]))
     page.tab.go_back()
     page.until("document.getElementById('q').value === 'dog'")
     assert page.ids()[:60] == dog[:60]
@@ -293,7 +294,7 @@ def test_the_page_by_keyboard(page):
     assert page.tab.evaluate("document.activeElement.id") == "q"
     page.tab.keyboard.press("ArrowDown")
     ids = page.ids()
-    focused = "document.activeElement.closest('.card')?.hit.id"
+    focused = "Number(document.activeElement.closest('.card')?.hit.id)"
     assert page.tab.evaluate(focused) == ids[0]
     columns = page.tab.evaluate(
         "getComputedStyle(document.getElementById('grid')).gridTemplateColumns.split(' ').length"
@@ -349,7 +350,7 @@ def test_another_index_and_one_without_encoder_or_pictures(page):
     ids = page.ids()
     page.tab.locator(".card .open").first.focus()
     sent = page.answered(lambda: page.tab.keyboard.press("+"))
-    assert sent["terms"] == [{"weight": 1, "id": ids[0]}] and page.ids()[0] == ids[0]
+    assert sent["terms"] == [{"weight": 1, "id": str(ids[0])}] and page.ids()[0] == ids[0]
 
 
 @full
@@ -371,6 +372,31 @@ def test_it_waits_for_the_encoder_and_for_the_server(chromium, site):
     page.tab.wait_for_selector("#notice", state="hidden")
     assert page.tab.input_value("#q") == "cat"
     page.close()
+
+
+@full
+def test_ids_that_no_number_of_javascript_holds(chromium, tmp_path):
+    from dualenc.index.index import Index
+    from dualenc.serve.app import create_app
+    from dualenc.serve.settings import Settings
+
+    first, said = 2**60 + 1, [{"key": f"k{i}", "caption": f"picture {i}"} for i in range(50)]
+    Index.build(small_rows(50), tmp_path / "big", ids=np.arange(50) + first, metadata=said, recipe="flat")
+    with in_thread(create_app(Settings({"big": tmp_path / "big"}))) as url:
+        page = Page(chromium, url).open()
+        ids = page.ids()
+        assert sorted(ids) == list(range(first, first + 50))
+        page.tab.locator(".card .open").first.click()
+        page.tab.wait_for_selector("#detail .similar .words")
+        caption = f"picture {ids[0] - first}"
+        assert query(page) == {"item": [str(ids[0])]} and page.tab.inner_text("#detail-title") == caption
+        page.tab.reload()
+        page.until("document.getElementById('detail-title')?.textContent === value", caption)
+        sent = page.answered(lambda: page.tab.get_by_role("button", name="Search by this").click())
+        assert sent["terms"] == [{"weight": 1, "id": str(ids[0])}] and page.ids()[0] == ids[0]
+        assert query(page)["term"] == [f"1*id:{ids[0]}"] and page.errors == []
+        assert page.open(f"?term=1*id:{ids[0]}").ids()[0] == ids[0]
+        page.close()
 
 
 @full

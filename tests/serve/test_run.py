@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -11,11 +12,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
 import pytest
 
-from dualenc.serve import run
+from dualenc.serve import protocol, run
 from dualenc.serve.settings import Settings
 from tests.serve import tiny_app
 from tests.serve.running import Started, in_thread, small_index, started, until
@@ -146,13 +148,14 @@ def test_hung_threads_do_not_keep_it(tmp_path: Path, folder: Path) -> None:
 def test_a_stop_has_an_end(tmp_path: Path, folder: Path, workers: str) -> None:
     """A request that neither ends nor can be cancelled holds it up for a bounded time, and the exit code tells."""
     words = (str(folder), "--workers", workers)
-    with started(tmp_path / "log", *words, application=tiny_app.NAME) as server, pytest.raises(httpx.HTTPError):
+    with started(tmp_path / "log", *words, application=tiny_app.NAME) as server:
         thread = threading.Thread(
             target=lambda: until(lambda: _connections(server) >= 1) and server.process.terminate()
         )
         thread.start()
-        httpx.get(f"{server.url}/hang", timeout=60)
-    assert server.process.wait(60) == 1
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"{server.url}/hang", timeout=60)
+        assert server.process.wait(60) == 1
     assert "are lost" in server.errors
 
 
@@ -260,3 +263,124 @@ def test_a_server_in_a_thread_leaves_the_signals_alone() -> None:
     with in_thread(tiny_app.make(Settings({"a": Path("a")}))) as url:
         assert httpx.get(f"{url}/pid").status_code == 200
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("parser", ["httptools", "h11"])
+def test_a_request_whose_caller_left_ends(
+    parser: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dualenc.serve import accesslog, observe, protocol
+
+    monkeypatch.setattr(protocol, "best", protocol._bounded if parser == "httptools" else protocol._h11)
+    accesslog.configure("text")
+    with in_thread(observe.Observe(tiny_app.make(Settings({"a": Path("a")})))) as url:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        for _ in range(3):
+            with socket.create_connection(address) as caller:
+                caller.sendall(b"GET /sleep/600 HTTP/1.1\r\nhost: x\r\n\r\n")
+                time.sleep(0.05)
+        assert httpx.get(f"{url}/pid").status_code == 200
+        said = list[str]()
+        until(lambda: said.append(capsys.readouterr().err) or "".join(said).count("GET /sleep/600 499 ") == 3)
+    assert "Traceback" not in "".join(said) + capsys.readouterr().err
+
+
+def test_it_listens_when_the_app_has_started_and_is_prepared() -> None:
+    from dualenc.serve import process
+
+    order: list[str] = []
+    listener, tiny = run.listen("127.0.0.1", 0), tiny_app.make(Settings({"a": Path("a")}))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def told(message: Any) -> None:
+            order.append(message["type"])
+            await send(message)
+
+        await tiny(scope, receive, told)
+
+    async def prepared() -> None:
+        order.append("prepared" if not server.servers else "too late")
+
+    def listening() -> None:
+        order.append("listening")
+        server.should_exit = True
+
+    server = process.Process(app, listening, prepared=prepared)
+    server.servers = []
+    with listener:
+        assert server.answer(listener)
+    assert order == ["lifespan.startup.complete", "prepared", "listening", "lifespan.shutdown.complete"]
+
+
+def test_a_closed_stdout_is_no_reason_not_to_serve(tmp_path: Path, folder: Path) -> None:
+    log = tmp_path / "log"
+    command = f"exec {sys.executable} -m dualenc serve {folder} --port 0 >&- 2>{log}"
+    process = subprocess.Popen(["sh", "-c", command], env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+    try:
+        found = until(lambda: _port_of(process.pid))
+        assert httpx.get(f"http://127.0.0.1:{found}/healthz").status_code == 200
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+    assert "Traceback" not in log.read_text()
+
+
+def _port_of(pid: int) -> int | None:
+    """The port at which a process listens."""
+    sockets = {os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
+    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+        _, address, _, state, *rest = line.split()
+        if state == "0A" and f"socket:[{rest[5]}]" in sockets:
+            return int(address.rpartition(":")[2], 16)
+    return None
+
+
+def test_a_caller_who_does_not_read_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "STALLED", 0.3)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            while (message := await receive())["type"] != "lifespan.shutdown":
+                await send({"type": f"{message['type']}.complete"})
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"50000000")]})
+        await send({"type": "http.response.body", "body": b"x" * 50_000_000})
+
+    with in_thread(app) as url:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as caller:
+            caller.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            time.sleep(1.5)
+            taken = 0
+            with contextlib.suppress(ConnectionError):
+                while part := caller.recv(1 << 20):
+                    taken += len(part)
+            assert taken < 50_000_000  # what the system had taken already, and no more
+        assert len(httpx.get(url).content) == 50_000_000  # whoever reads gets all
+
+
+@pytest.mark.parametrize("proxy", [False, True])
+def test_only_a_proxy_that_was_named_says_who_calls(proxy: bool) -> None:
+    from dualenc.serve.process import Process
+
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            seen.append(scope["client"][0])
+        await tiny(scope, receive, send)
+
+    tiny = tiny_app.make(Settings({"a": Path("a")}))
+    listener, ready = run.listen("127.0.0.1", 0), threading.Event()
+    server = Process(app, ready.set, proxy=proxy)
+    thread = threading.Thread(target=server.answer, args=(listener,))
+    thread.start()
+    assert ready.wait(60)
+    try:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/pid"
+        assert httpx.get(url, headers={"X-Forwarded-For": "10.1.2.3"}).status_code == 200
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        listener.close()
+    assert seen == ["10.1.2.3" if proxy else "127.0.0.1"]

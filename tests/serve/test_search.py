@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dualenc.index.compose import combine
 from dualenc.index.index import Index
@@ -68,6 +70,18 @@ class TestTerms:
 
     def test_id_beyond_32_bits(self, client):
         assert ids(found(client, index="bare", id=2**60 + 7, k=1)) == [2**60 + 7]
+
+    def test_id_as_digits(self, client):
+        """As JavaScript has to send what its numbers cannot hold."""
+        big = str(2**60 + 7)
+        assert ids(found(client, index="bare", id=big, k=1)) == [2**60 + 7]
+        assert ids(found(client, index="bare", terms=[{"id": big, "weight": 2}], k=1)) == [2**60 + 7]
+
+    @pytest.mark.parametrize(
+        "id", ["", "-1", "+1", "1.5", " 1", "1_0", "\u0661", "#1", str(2**63), "9" * 5000, True, 1.0]
+    )
+    def test_ids_that_are_none(self, client, id):
+        problem(search(client, id=id), 422, "id")
 
     def test_image_in_base64(self, client, photos):
         assert pairs(found(client, image=base64.b64encode(PNG).decode())) == expected(photos, pixels_row(PNG))
@@ -174,6 +188,11 @@ class TestChoice:
         assert found(client, text="a", k=1000)["next_offset"] is None
         assert found(client, text="a", threshold=2)["next_offset"] is None
 
+    def test_no_page_is_named_that_would_be_refused(self, client, monkeypatch):
+        monkeypatch.setattr("dualenc.serve.routes.hits.MOST_OFFSET", 10)
+        assert found(client, text="a", k=7, offset=3)["next_offset"] == 10
+        assert found(client, text="a", k=7, offset=4)["next_offset"] is None
+
     def test_nothing_found(self, client):
         assert found(client, text="a", where="objects = 99")["hits"] == []
         assert found(client, text="a", offset=100_000)["hits"] == []
@@ -262,6 +281,19 @@ class TestReply:
         hits = found(client, text="a", k=3, vectors=True)["hits"]
         for hit in hits:
             assert np.array_equal(np.float32(hit["vector"]), photo_rows()[hit["id"]])
+
+    def test_many_vectors_are_written_in_a_thread(self, client, monkeypatch):
+        query = {"text": "a", "k": ROWS, "vectors": True, "labels": ["dog", "cat"]}
+        before, run, called = found(client, **query), client.app.state.service.run, []
+
+        async def recorded(function, *arguments):
+            called.append(function.__name__)
+            return await run(function, *arguments)
+
+        monkeypatch.setattr("dualenc.serve.routes.bodies.MANY", ROWS * 16 - 1)
+        monkeypatch.setattr(client.app.state.service, "run", recorded)
+        assert found(client, **query) | {"took_ms": 0} == before | {"took_ms": 0}
+        assert "_written" in called
 
     def test_vectors_that_nobody_has(self, client):
         problem(search(client, index="codes", text="a", vectors=True), 409, "original rows")
@@ -509,3 +541,35 @@ class TestForms:
         response = client.post("/search", files=[("image", PNG)] * 33)
         problem(response, 422, "32")
         problem(client.post("/embed", files=[("image", b"x")] * 65), 400, "64")
+
+
+class TestBodiesThatAreMeantToHurt:
+    def test_a_million_fields_are_refused_before_each_is_looked_at(self, client):
+        many = b"{" + b",".join(b'"%d":1' % i for i in range(200_000)) + b"}"
+        problem(client.post("/search", content=many, headers={"content-type": "application/json"}), 422, "fields")
+        in_a_term = b'{"terms":[' + many + b"]}"
+        problem(client.post("/search", content=in_a_term, headers={"content-type": "application/json"}), 422, "fields")
+        form = {"query": (None, many, "application/json")}
+        problem(client.post("/search", files=form), 422, "fields")
+
+    @pytest.mark.parametrize("body", [b'{"embedding":[' + b"0," * 400_000 + b"0]}", b"[" * 400_000])
+    @pytest.mark.parametrize("path", ["/search", "/knn-service", "/metadata"])
+    def test_a_million_values_are_refused_before_they_are_parsed(self, client, path, body):
+        problem(client.post(path, content=body, headers={"content-type": "application/json"}), 413, "values")
+
+    def test_uploads_never_touch_the_disk(self, client, monkeypatch):
+        import tempfile
+
+        def full(self):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", full)
+        noise = np.random.default_rng(0).integers(0, 255, (800, 800, 3), np.uint8)
+        data = io.BytesIO()
+        Image.fromarray(noise).save(data, "PNG")
+        assert len(data.getvalue()) > 1 << 20
+        assert client.post("/search", files={"image": data.getvalue()}).status_code == 200
+
+    def test_half_a_form_is_refused(self, client):
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        problem(client.post("/search", content=b"--x\r\nno header at all", headers=headers), 400)

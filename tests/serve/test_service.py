@@ -1,7 +1,9 @@
 """The engine as the routes call it: embeddings, searches one by one and together, and an index that changes under load."""
 
 import asyncio
+import logging
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -142,8 +144,8 @@ def test_what_is_said_while_it_loads_when_there_is_none_and_when_it_failed(folde
         ):
             with pytest.raises(Problem) as error:
                 await call
-            assert problem(error) == (500, "fake is damaged")
-        assert service.ready()["a"]["encoder"] == "failed: fake is damaged"
+            assert problem(error) == (500, encoders.FAILED)
+        assert service.ready()["a"]["encoder"] == f"failed: {encoders.FAILED}"
         with pytest.raises(Problem) as error:
             await service.texts(service.live("b"), ["a"])
         assert problem(error)[0] == 409 and "--encoder" in str(error.value)
@@ -240,6 +242,53 @@ def test_only_quick_searches_are_done_on_the_event_loop(folder, made, monkeypatc
     served(scenario, folder)
 
 
+def test_only_plain_searches_of_the_same_generation_tell_how_long_one_takes(folder, made, tmp_path):
+    large = small_index(tmp_path / "large", 300)
+
+    async def scenario(service, live):
+        cost = service._searches._cost
+        for more in ({"where": "n < 3"}, {"offset": searches.SHALLOW}, {"group_by": "colour"}):
+            await service.search(live, live.index, small_rows(1)[0], 3, **more)
+        assert live.index not in cost
+        await service.search(live, live.index, small_rows(1)[0], 3)
+        assert live.index in cost and large not in cost
+        await service.search(live, large, small_rows(1)[0], 3)  # a new generation of the same name
+        assert large in cost and len(cost) == 2
+
+    served(scenario, folder)
+
+
+def test_a_generation_that_was_replaced_is_let_go_of(folder, made, monkeypatch):
+    monkeypatch.setattr(live, "SECONDS", 0.01)
+    monkeypatch.setattr(searches, "QUICK", -1.0)  # all go through the lane's threads
+
+    async def scenario(service, live):
+        ask = [service.search(live, live.index, small_rows(1)[0], 3, where=where) for where in [None, "n > 3"] * 20]
+        assert len(await asyncio.gather(*ask)) == 40
+        ask.clear()
+        old = weakref.ref(live.index)
+        await asyncio.to_thread(Index.open(folder).add, small_rows(2, seed=9))
+        for _ in range(1000):
+            if live.generation == 2 and old() is None:
+                break
+            await asyncio.sleep(0.005)
+        assert live.generation == 2 and old() is None
+
+    served(scenario, folder)
+
+
+def test_a_generation_without_rows_is_one_as_well(folder, made, tmp_path):
+    empty = small_index(tmp_path / "empty", encoder=None)
+    empty.remove(empty.ids)
+
+    async def scenario(service, live):
+        with pytest.raises(Problem) as error:
+            await service.texts(live, ["a"], empty)
+        assert len(empty) == 0 and problem(error)[0] == 409  # it has no encoder, though the current one has
+
+    served(scenario, folder)
+
+
 def test_a_search_that_is_wrong_is_refused_in_words_and_alone(folder, made):
     good, long, far = small_rows(1)[0], np.ones(DIM, np.float32), np.ones(3, np.float32)
 
@@ -281,14 +330,14 @@ def test_what_the_index_says_of_its_folder_is_not_passed_on(folder, made):
 def test_a_slow_filter_holds_up_no_other_search(folder, made):
     async def scenario(service, live):
         gate, calls = threading.Event(), []
-        plain = live.index.ids_where
+        plain = live.index.prepare
 
         def slow(where):
             calls.append(where)
             assert gate.wait(10)
             return plain(where)
 
-        live.index.ids_where = slow
+        live.index.prepare = slow
         vector = small_rows(1)[0]
         filtered = [asyncio.create_task(service.search(live, live.index, vector, 3, where="n > 4")) for _ in range(2)]
         for _ in range(20):
@@ -296,11 +345,107 @@ def test_a_slow_filter_holds_up_no_other_search(folder, made):
         assert not any(task.done() for task in filtered)
         gate.set()
         assert all((ids > 4).all() for ids, _ in await asyncio.gather(*filtered))
-        before = len(calls)
         await service.search(live, live.index, vector, 3, where="n > 4")
-        assert len(calls) == before  # kept
+        assert calls == ["n > 4"]  # once for both, and kept
 
     served(scenario, folder)
+
+
+class Held:
+    """Stands where an index prepares filters: each waits for the gate. `calls`: filters that a thread is busy with, or was."""
+
+    def __init__(self, index):
+        self.gate, self.calls, self._plain = threading.Event(), [], index.prepare
+        index.prepare = self
+
+    def __call__(self, where):
+        self.calls.append(where)
+        assert self.gate.wait(10)
+        return self._plain(where)
+
+    async def busy(self, count):
+        for _ in range(1000):
+            if len(self.calls) >= count:
+                return
+            await asyncio.sleep(0.005)
+        raise AssertionError(f"{self.calls} and no more came")
+
+
+def test_filters_leave_a_thread_to_all_else_and_go_one_after_the_other(folder, made, tmp_path):
+    for name in "bc":
+        small_index(tmp_path / name)
+
+    async def scenario(service, live):
+        all_held = [Held(each.index) for each in service.lives.values()]
+        tasks = [
+            asyncio.create_task(service.search(each, each.index, small_rows(1)[0], 3, where=f"n > {i}"))
+            for each in service.lives.values()
+            for i in range(4)
+        ]
+        await asyncio.sleep(0.05)
+        assert [len(held.calls) for held in all_held] == [1, 1, 0]  # pool: three threads
+        assert await asyncio.wait_for(service.run(len, "a thumbnail"), 5) == 11
+        for held in all_held:
+            held.gate.set()
+        for i, (ids, _) in enumerate(await asyncio.gather(*tasks)):
+            assert len(ids) == 3 and (ids > i % 4).all()
+        assert [held.calls for held in all_held] == [[f"n > {i}" for i in range(4)]] * 3
+
+    served(scenario, folder, tmp_path / "b", tmp_path / "c")
+
+
+def test_a_filter_whose_caller_went_away_keeps_its_turn_until_its_thread_is_done(folder, made):
+    async def scenario(service, live):
+        async def ask(i):
+            return await service.search(live, live.index, small_rows(1)[0], 3, where=f"n > {i}")
+
+        held = Held(live.index)
+        tasks = [asyncio.create_task(ask(i)) for i in range(3)]
+        await held.busy(1)
+        tasks[0].cancel()  # at work
+        tasks[1].cancel()  # waiting: it is never begun
+        await asyncio.sleep(0.05)
+        assert held.calls == ["n > 0"] and tasks[1].cancelled() and not tasks[0].done()
+        held.gate.set()
+        assert len((await tasks[2])[0]) == 3 and tasks[0].cancelled() and held.calls == ["n > 0", "n > 2"]
+        assert len((await ask(1))[0]) == 3
+
+    served(scenario, folder)
+
+
+def test_a_filter_that_waits_for_too_long_is_told_to_come_again(folder, made, monkeypatch):
+    async def scenario(service, live):
+        held = Held(live.index)
+        first = asyncio.create_task(service.search(live, live.index, small_rows(1)[0], 3, where="n > 0"))
+        await held.busy(1)
+        monkeypatch.setattr(searches, "PATIENCE", 0.01)
+        with pytest.raises(Problem) as error:
+            await service.search(live, live.index, small_rows(1)[0], 3, where="n > 1")
+        assert problem(error) == (503, "it waited 0.01 s for the filters of other requests; try again")
+        assert error.value.headers["Retry-After"]
+        held.gate.set()
+        await first
+        assert len((await service.search(live, live.index, small_rows(1)[0], 3, where="n > 1"))[0]) == 3
+
+    served(scenario, folder)
+
+
+def test_filters_run_in_the_pool_alone_however_few_the_index_keeps(folder, made, monkeypatch):
+    from dualenc.index.where import Where
+
+    names, plain = [], Where._run
+    monkeypatch.setattr("dualenc.index.where.MASKS", 1)
+    monkeypatch.setattr(
+        Where, "_run", lambda self, *more: names.append(threading.current_thread().name) or plain(self, *more)
+    )
+
+    async def scenario(service, live):
+        for _ in range(2):
+            for i in range(20):
+                await service.search(live, live.index, small_rows(1)[0], 3, where=f"n > {i}")
+
+    served(scenario, folder)
+    assert len(names) == 40 and all(name.startswith("pool") for name in names)
 
 
 def test_classifiers_are_the_mean_of_their_prompts_and_kept(folder, made):
@@ -315,10 +460,6 @@ def test_classifiers_are_the_mean_of_their_prompts_and_kept(folder, made):
         assert np.array_equal(await service.classifier(live, classes, templates), rows) and made[0].calls == calls
         many = await service.classifier(live, tuple(map(str, range(40))), ("{}",))
         assert many.shape == (40, DIM) and max(made[0].calls) <= embeddings.PIECE
-        for unfit in ((("cat",), templates), (classes, ()), (tuple(map(str, range(20_001))), ("{}",))):
-            with pytest.raises(Problem) as error:
-                await service.classifier(live, *unfit)
-            assert problem(error)[0] == 400
 
     served(scenario, folder)
 
@@ -384,6 +525,41 @@ def test_a_new_encoder_is_there_before_its_index_is(folder, made, tmp_path, monk
         assert made[0].calls == [1, 1]
 
     served(scenario, folder)
+
+
+def test_a_generation_whose_encoder_does_not_load_waits_until_it_does(folder, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(live, "SECONDS", 0.01)
+    monkeypatch.setattr(encoders, "RETRY", 0.05)
+    monkeypatch.setattr(encoders, "SELDOM", 0.05)
+    broken, warmed = [True], []
+    monkeypatch.setattr("dualenc.serve.service.warm", lambda index: warmed.append(len(index)))
+
+    def load(need, precision, threads):
+        if broken[0] and need.fingerprint != FINGERPRINT:
+            raise OSError("the network is away")
+        return FakeEncoder(need.dim, need.fingerprint)
+
+    monkeypatch.setattr(encoders, "load", load)
+
+    async def scenario(service, live):
+        await service.texts(live, ["a"])
+        small_index(tmp_path / "new", 20, encoder=FakeEncoder(fingerprint="b" * 64))
+        await asyncio.to_thread(folder.rename, tmp_path / "old")
+        await asyncio.to_thread((tmp_path / "new").rename, folder)
+        while "stays at generation" not in caplog.text:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.1)  # some more looks
+        assert len(live.index) == 50 and service.ready()["a"]["encoder"] == "ready" and warmed == [50]
+        assert len(await service.texts(live, ["b"])) == 1
+        stays = [record.getMessage() for record in caplog.records if "stays" in record.getMessage()]
+        assert len(stays) == 1 and "does not load: the network is away" in stays[0]
+        broken[0] = False
+        while len(live.index) != 20:
+            await asyncio.sleep(0.005)
+        assert service.ready()["a"]["encoder"] == "ready" and warmed == [50, 20]
+
+    with caplog.at_level(logging.WARNING, "dualenc.serve"):
+        served(scenario, folder)
 
 
 def test_stopping_finishes_what_is_queued_and_says_so_to_what_comes_late(folder, made):

@@ -9,6 +9,7 @@ import shutil
 
 import httpx2 as httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -152,7 +153,7 @@ def test_a_jpeg_is_decoded_at_a_fraction(monkeypatch):
 def test_an_etag_saves_sending_it_again(client):
     first = get(client)
     tag = first.headers["etag"]
-    assert tag.startswith('"') and tag.endswith('"') and "max-age" in first.headers["cache-control"]
+    assert tag.startswith('"') and tag.endswith('"') and "no-cache" in first.headers["cache-control"]
     for given in (tag, f"W/{tag}", f'"other", {tag}', "*"):
         again = get(client, headers={"if-none-match": given})
         assert again.status_code == 304 and again.content == b"" and again.headers["etag"] == tag
@@ -420,3 +421,20 @@ def test_the_real_application_answers(folder):
         refused(get(client, "broken.jpg"), 404, "cannot be shown")
         refused(get(client, 999), 404)
         refused(get(client, size=1), 422)
+
+
+def test_an_unknown_id_is_not_looked_for_among_all(client, monkeypatch):
+    monkeypatch.setattr(Index, "ids", property(lambda self: pytest.fail("all ids were read")))
+    refused(get(client, 99), 404, "99")
+    response = client.post("/metadata", json={"ids": [0, 98], "indice_name": "main"})
+    assert response.status_code == 404 and "id 98 " in response.json()["detail"]
+
+
+def test_columns_that_python_cannot_hold_are_no_matter(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(encoded(halves()))
+    far = pa.array([2**62]).cast(pa.timestamp("us"))
+    columns = {"image_path": [str(tmp_path / "a.jpg")], "far": far, "fine": pa.array([1], pa.timestamp("ns"))}
+    client = client_of({"main": built(tmp_path / "index", pa.table(columns))}, tmp_path)
+    assert get(client, 0).status_code == 200
+    row = client.post("/metadata", json={"ids": [0], "indice_name": "main"}).json()[0]["metadata"]
+    assert row["fine"].startswith("1970-01-01") and set(row) == {"image", "far", "fine"}

@@ -21,7 +21,7 @@ export async function ask(path, { body, signal } = {}) {
   let response;
   try {
     response = await fetch(address(path), options);
-    if (response.ok) return response.status === 204 ? null : await response.json();
+    if (response.ok) return response.status === 204 ? null : JSON.parse(await response.text(), exact);
   } catch (error) {
     if (signal?.aborted) throw error;
     const why = late.aborted ? `It has not answered for ${PATIENCE / 1000} seconds.` : "It may have stopped, or the network is down.";
@@ -30,10 +30,18 @@ export async function ask(path, { body, signal } = {}) {
   throw await trouble(response);
 }
 
+/** For JSON.parse: an item's id as text, since it has 63 bits and a number of JavaScript 53; so are other integers above that. */
+function exact(name, value, { source = String(value) } = {}) {
+  if (typeof value !== "number") return value;
+  const long = !Number.isSafeInteger(value) && /^-?\d+$/.test(source);
+  return long || (name === "id" && "metadata" in this) ? source : value;
+}
+
 async function trouble(response) {
   const said = await response.json().catch(() => ({}));
   const { status } = response;
   const title = said.title || `The server answered ${status}`;
+  if (said.detail) said.detail = said.detail[0].toUpperCase() + said.detail.slice(1);
   const wait = Math.min(30, Math.max(0.5, Number(response.headers.get("Retry-After")) || 2));
   if (status === 401) return new Trouble("token", title, said.detail, 0, status);
   if (status === 503 || status === 429) return new Trouble("wait", title, said.detail, wait, status);

@@ -133,6 +133,8 @@ function results(found) {
   if (mending) grid.mend();
   mending = false;
   refine.results(found, hits, state);
+  const known = indexNow(); // what GET /indexes said last
+  if (list.length && (known.name !== found.index || known.generation !== found.generation || known.rows !== found.rows || known.encoder === "loading")) refresh();
   summarize(found, hits.length, state);
   explain(found, hits.length, state, { unfilter, least: () => change({ least: null }) });
   if (fresh) window.scrollTo(0, scrollTo ?? 0);
@@ -155,14 +157,16 @@ function trouble(problem, wait) {
   if (!search.current) grid.clear();
   byId("said").textContent = "\u200b";
   byId("said").dataset.took = "";
-  if (problem.kind === "refused" && state.where.trim() && /\bwhere\b/.test(problem.detail)) {
-    const detail = problem.detail.replace(/^where=.*?: (?=it |column|function|there )/s, "");
+  if (problem.kind === "refused" && state.where.trim() && /\bwhere\b/i.test(problem.detail)) {
+    const detail = problem.detail.replace(/^where=.*?: (?=it |column|function|there )/si, "").replace(/ \(columns: [^]*\)$/, "");
     refine.wrong(detail);
-    if (document.activeElement?.id === "where") return clearNotice(); // it stands below the field that is typed in
+    if (WIDE.matches && document.activeElement?.id === "where") return clearNotice(); // it stands below the field that is typed in
     return complain({ ...problem, title: "The condition in SQL does not work", detail }, wait, {});
   }
   const first = problem.status === 404 && state.index && list.length && !list.some(({ name }) => name === state.index) && list[0].name;
-  return complain(problem, wait, { again, first, useFirst: () => change({ index: null }) });
+  const last = state.terms.at(-1);
+  const leaveOut = problem.kind === "refused" && last && last.kind !== "text" ? () => setTerm(state.terms.length - 1, null) : null;
+  return complain(problem, wait, { again, first, leaveOut, useFirst: () => change({ index: null }) });
 }
 
 const again = () => (search.indexes(true).catch(() => {}), search.again());

@@ -130,7 +130,7 @@ function marks(hit) {
 
 function metadata({ metadata: columns, ...hit }) {
   const title = titleOf({ metadata: columns, ...hit });
-  const rows = Object.entries(columns).filter(([name, value]) => value !== null && value !== "" && !(name === "caption" && String(value).trim() === title));
+  const rows = Object.entries(columns).filter(([name, value]) => value !== null && value !== "" && !(name === "caption" && String(value).trim() === title && title.length < 200));
   if (!rows.length) return null;
   return h("dl", { class: "metadata" }, ...rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, shown(value))]));
 }

@@ -157,7 +157,7 @@ export class Grid {
   #drag(event) {
     const card = event.target.closest(".card");
     if (!card || !event.dataTransfer) return;
-    event.dataTransfer.setData("application/x-dualenc-hit", String(card.hit.id));
+    event.dataTransfer.setData("application/x-dualenc-hit", card.hit.id);
     event.dataTransfer.effectAllowed = "copyLink";
   }
 

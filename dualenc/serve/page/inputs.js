@@ -76,7 +76,7 @@ function listenToDrops(add, on) {
     const { files } = event.dataTransfer;
     const hit = event.dataTransfer.getData("application/x-dualenc-hit");
     const url = event.dataTransfer.getData("text/uri-list").split("\n").find((line) => /^https?:/.test(line));
-    if (hit) on.drop(Number(hit));
+    if (hit) on.drop(hit);
     else if (files.length) add([...files]);
     else if (url) on.add([{ kind: "url", value: url.trim(), weight: 1 }]);
   });

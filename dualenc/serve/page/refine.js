@@ -24,7 +24,7 @@ export class Refine {
       h("section", { id: "score-part", hidden: true }, h("h2", {}, h("label", { for: "least" }, "Lowest score"), this.leastShown), this.bars, this.least),
       h("section", {}, h("h2", {}, h("label", { for: "labels" }, "Labels")), this.labels, this.labelHint, this.tally),
       h("section", {}, h("h2", {}, "Filters"), this.filters.element, this.noFilters = h("p", { class: "hint" }, "The metadata of this index has nothing to filter by.")),
-      h("section", {}, h("h2", {}, h("label", { for: "where" }, "Condition in SQL")), this.where, this.whereTrouble, this.columns),
+      h("section", { id: "where-part" }, h("h2", {}, h("label", { for: "where" }, "Condition in SQL")), this.where, this.whereTrouble, this.columns),
       h("section", { id: "group-part" }, h("h2", {}, h("label", { for: "group" }, "One hit for each")), this.group),
       h("section", {}, h("h2", {}, "This index"), this.about),
     );
@@ -67,6 +67,7 @@ export class Refine {
     const names = index.columns.map((column) => column.name);
     this.columns.textContent = names.length ? `Columns: ${names.join(", ")}` : "This index has no metadata.";
     this.where.placeholder = example(index.columns);
+    for (const part of ["where-part", "group-part"]) byId(part).hidden = !index.columns.length;
     this.group.replaceChildren(h("option", { value: "" }, "(all hits)"), ...names.map((name) => h("option", { value: name }, name)));
     this.labels.disabled = !index.labels;
   }
@@ -114,7 +115,7 @@ export class Refine {
 
   #scores(scores, key, least) {
     const [top, bottom] = [scores[0] ?? 0, scores.at(-1) ?? 0];
-    if (key !== this.#key) this.#scale = [Math.min(0, Math.floor(bottom * 20) / 20), Math.max(0.1, Math.ceil(top * 20) / 20, least ?? 0)];
+    if (key !== this.#key || (least === null && bottom < this.#scale[0])) this.#scale = [Math.min(0, Math.floor(bottom * 20) / 20), Math.max(0.1, Math.ceil(top * 20) / 20, least ?? 0)];
     this.#key = key;
     const [low, high] = this.#scale;
     [this.least.min, this.least.max] = [low, high];
@@ -149,7 +150,7 @@ function example(columns) {
   const quoted = ({ name }) => (/^[a-z_]\w*$/i.test(name) ? name : `"${name}"`);
   const number = columns.find((column) => column.type === "number" && column.max != null);
   if (number) return `${quoted(number)} >= ${+Number(number.max).toFixed(2)}`;
-  const text = columns.find((column) => column.type === "text");
+  const text = columns.find(({ name }) => name === "caption") ?? columns.find((column) => column.type === "text");
   if (!text) return "";
-  return text.values?.length ? `${quoted(text)} = '${text.values[0][0]}'` : `${quoted(text)} LIKE '%dog%'`;
+  return text.values?.length ? `${quoted(text)} = '${text.values[0][0]}'` : `${quoted(text)} ILIKE '%dog%'`;
 }

@@ -119,18 +119,17 @@ export class Search {
   }
 
   #show(results) {
-    for (const [key, kept] of this.#kept) if (kept.index === results.index && kept.generation < results.generation) this.#kept.delete(key);
-    const newer = this.current?.index === results.index && this.current.generation < results.generation;
+    for (const [key, kept] of this.#kept) if (kept.index === results.index && (kept.generation !== results.generation || kept.rows !== results.rows)) this.#kept.delete(key);
     this.#kept.delete(results.key);
     this.#kept.set(results.key, results);
     if (this.#kept.size > KEPT) this.#kept.delete(this.#kept.keys().next().value);
     this.current = results;
     this.on.results(results);
-    if (newer) this.indexes(true).catch(() => {});
   }
 
   #failed(error, retry = () => this.again()) {
     if (!(error instanceof api.Trouble)) throw error;
+    if (error.kind === "offline") this.#kept.clear(); // who answers next may be another server
     const comesBack = error.kind === "offline" || error.kind === "wait";
     const wait = comesBack ? Math.min(LONGEST_WAIT, error.kind === "wait" ? error.wait : 2 ** this.#attempts++) : null;
     if (comesBack) this.#timer = setTimeout(retry, wait * 1000);

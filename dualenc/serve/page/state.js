@@ -7,13 +7,13 @@ const FILTERS = { is: "values", null: "none", from: "from", to: "to", has: "has"
 export const nothing = () => ({
   index: null, // a name; null: the server's first
   q: "", // the search field
-  terms: [], // {kind: "id" | "text" | "url" | "upload", value, weight}, added to it
+  terms: [], // {kind: "id" | "text" | "url" | "upload", value (an id as text), weight}, added to it
   filters: {}, // column -> {values: [text], none: bool, from: text, to: text, has: text}
   where: "", // the SQL that was typed
   group: null, // a column of which each value is shown once
   least: null, // the lowest score that is shown
   labels: [], // zero-shot labels
-  item: null, // the id that is open
+  item: null, // the id that is open, as text
 });
 
 /** The state that a URL's query stands for. What it does not understand it leaves out. */
@@ -27,7 +27,7 @@ export function read(query) {
   state.group = given.get("group") || null;
   state.least = number(given.get("least"));
   state.labels = splitLabels(given.get("labels") ?? "");
-  state.item = /^\d+$/.test(given.get("item") ?? "") ? Number(given.get("item")) : null;
+  state.item = /^\d+$/.test(given.get("item") ?? "") ? given.get("item") : null;
   for (const [name, value] of given) readFilter(state.filters, name, value);
   return state;
 }
@@ -35,7 +35,7 @@ export function read(query) {
 function readTerm(text) {
   const [, weight, kind, value] = TERM.exec(text) ?? [];
   if (!kind || !value || (kind === "id" && !/^\d+$/.test(value))) return null;
-  return { kind, value: kind === "id" ? Number(value) : value, weight: Number(weight) };
+  return { kind, value, weight: Number(weight) };
 }
 
 function readFilter(filters, name, value) {
@@ -64,7 +64,7 @@ export function write(state) {
   if (state.group) out.set("group", state.group);
   if (state.least !== null) out.set("least", String(state.least));
   if (state.labels.length) out.set("labels", state.labels.join(","));
-  if (state.item !== null) out.set("item", String(state.item));
+  if (state.item !== null) out.set("item", state.item);
   return out.size ? `?${out}` : "";
 }
 

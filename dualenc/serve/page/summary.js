@@ -47,6 +47,6 @@ export function complain(trouble, wait, on) {
   if (kind === "wait" && status === 503)
     return notice({ kind: "wait", title: /load/i.test(title + detail) ? "The encoder is still loading" : title, detail: "The search starts by itself as soon as it is there. Looking around, filters and searching by a hit work already.", wait });
   if (kind === "wait") return notice({ kind: "wait", title, detail, wait });
-  const actions = kind === "broken" ? [["Try again", on.again]] : on.first ? [[`Go to ${on.first}`, on.useFirst]] : [];
+  const actions = kind === "broken" ? [["Try again", on.again]] : on.first ? [[`Go to ${on.first}`, on.useFirst]] : on.leaveOut ? [["Leave it out", on.leaveOut]] : [];
   return notice({ kind: "alert", title, detail: detail === title ? "" : detail, actions });
 }

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from dualenc.serve.problems import Problem
 from dualenc.serve.schemas import MOST_IMAGES, Body
 
+if TYPE_CHECKING:
+    from dualenc.serve.service import Service
+
 Model = TypeVar("Model", bound=Body)
+MANY = 50_000  # numbers of a reply, which take about 7 ms to write
+SMALL, MOST_VALUES, MOST_FIELDS = (
+    16_384,
+    300_000,
+    64,
+)  # bytes that need no look; of a larger body: values, fields of an object
 JSON, FORM = "application/json", "multipart/form-data"
 PARTS = "use `query` (the JSON) and `image` (pictures, as files)"
+
+
+class InMemory(MultiPartParser):
+    """Keeps files where they are: a body is bounded, and a full disk is no reason to refuse one."""
+
+    spool_max_size = 1 << 40
 
 
 async def read(request: Request, model: type[Model]) -> tuple[Model, list[bytes]]:
@@ -37,22 +54,34 @@ async def _form(request: Request, model: type[Model]) -> tuple[Model, list[bytes
     most = request.app.state.settings.max_body
     query: bytes | None = None
     images = []
+    parser = InMemory(request.headers, request.stream(), max_files=MOST_IMAGES, max_fields=8, max_part_size=most)
     try:
-        async with request.form(max_files=MOST_IMAGES, max_fields=8, max_part_size=most) as form:
-            for name, value in form.multi_items():
-                data = await value.read() if isinstance(value, UploadFile) else value.encode()
-                if name == "image" and isinstance(value, UploadFile):
-                    images.append(data)
-                elif name == "query" and query is None:
-                    query = data
-                else:
-                    raise Problem(422, "Form not understood", f"part {name[:60]!r} is one too many; {PARTS}")
+        form = await parser.parse()
+        for name, value in form.multi_items():
+            data = await value.read() if isinstance(value, UploadFile) else value.encode()
+            if name == "image" and isinstance(value, UploadFile):
+                images.append(data)
+            elif name == "query" and query is None:
+                query = data
+            else:
+                raise Problem(422, "Form not understood", f"part {name[:60]!r} is one too many; {PARTS}")
+    except MultiPartException as error:
+        raise Problem(400, "Form not understood", error.message) from error
     except UnicodeError as error:  # a charset of the caller's own that does not decode
         raise Problem(400, "Form not understood", "its charset does not fit its text; send UTF-8") from error
     return _checked(model, b"{}" if query is None else query), images
 
 
+def bounded(data: bytes) -> bytes:
+    """A JSON body, unless it has more values than any query: each takes many times its bytes in memory. Problem 413."""
+    if len(data) > SMALL and data.count(b",") + data.count(b"[") + data.count(b"{") > MOST_VALUES:
+        raise Problem(413, "Too many values", f"the JSON has more than {MOST_VALUES:,} values; send fewer at once")
+    return data
+
+
 def _checked(model: type[Model], data: bytes) -> Model:
+    if len(bounded(data)) > SMALL:
+        _refuse_many_fields(data)
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
@@ -60,9 +89,53 @@ def _checked(model: type[Model], data: bytes) -> Model:
         raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in found]) from error
 
 
+def _refuse_many_fields(data: bytes) -> None:
+    """Problem 422 for objects of which each field would be an error of its own: thousands of them take minutes."""
+    try:
+        value = from_json(data)
+    except ValueError:
+        return  # the model says what is wrong
+    terms = value.get("terms") if isinstance(value, dict) else None
+    for one in (value, *(terms if isinstance(terms, list) else [])):
+        if isinstance(one, dict) and len(one) > MOST_FIELDS:
+            raise Problem(422, "Unknown fields", f"an object has {len(one):,} fields; /docs says which there are")
+
+
 def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A JSON response. NaN and infinity, which JSON does not have, are null; what it has no form for is a text."""
-    return Response(to_json(value, inf_nan_mode="null", bytes_mode="base64", fallback=str), status, headers, JSON)
+    return Response(_json(value), status, headers, JSON)
+
+
+async def long_reply(service: Service, value: dict[str, Any], numbers: int) -> Response:
+    """`reply` of an object with arrays of so many numbers in its lists: where they are many, written in a thread.
+
+    A list goes entry by entry, as nobody else gets a turn while one is written.
+    """
+    if numbers <= MANY:
+        return reply(value)
+    return Response(await service.run(_written, value), media_type=JSON)
+
+
+def _written(value: dict[str, Any]) -> bytes:
+    pieces: list[bytes] = []
+    for name, part in value.items():
+        pieces += [b"," if pieces else b"{", _json(name), b":"]
+        if not isinstance(part, list):
+            pieces.append(_json(part))
+            continue
+        pieces.append(b"[")
+        for place, entry in enumerate(part):
+            pieces += [b"," if place else b"", _json(entry)]
+        pieces.append(b"]")
+    return b"".join([*pieces, b"}"])
+
+
+def _json(value: Any) -> bytes:
+    return to_json(value, inf_nan_mode="null", bytes_mode="base64", fallback=_simple)
+
+
+def _simple(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else str(value)
 
 
 def body_of(model: type[Body], most: int) -> dict[str, Any]:

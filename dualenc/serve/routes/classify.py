@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from dualenc.serve.problems import Problem, responses
 from dualenc.serve.query import Part, embedded_pictures
-from dualenc.serve.routes.bodies import body_of, read, reply
+from dualenc.serve.routes.bodies import body_of, long_reply, read, reply
 from dualenc.serve.routes.hits import softmax
 from dualenc.serve.routes.replies import ClassifyReply, EmbedReply
 from dualenc.serve.schemas import MOST_IMAGES, ClassifyRequest, EmbedRequest
@@ -67,6 +67,5 @@ async def embed(request: Request) -> Response:
     index = live.index
     texts = await state.service.texts(live, query.texts, index) if query.texts else np.empty((0, index.dim))
     images = await embedded_pictures(parts, uploads, state, live, index) if parts else np.empty((0, index.dim))
-    return reply(
-        {"fingerprint": index.fingerprint, "dim": index.dim, "texts": texts.tolist(), "images": images.tolist()}
-    )
+    made = {"fingerprint": index.fingerprint, "dim": index.dim, "texts": list(texts), "images": list(images)}
+    return await long_reply(state.service, made, texts.size + images.size)

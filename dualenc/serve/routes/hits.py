@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
 
-from dualenc.serve.columns import shown
+from dualenc.serve.columns import quick, reading, shown
 from dualenc.serve.observe import stage
 from dualenc.serve.query import rows_of
+from dualenc.serve.schemas import MOST_OFFSET
 
 if TYPE_CHECKING:
     from dualenc.index.index import Index
     from dualenc.serve.live import Live
     from dualenc.serve.service import Service
-
-FEW = 64  # hits whose metadata is read sooner than another thread is asked to
-# indexes whose metadata is in memory: reading it for the first time may take seconds
-_READ: weakref.WeakSet[Index] = weakref.WeakSet()
 
 
 def image_address(number: int, index: str) -> str:
@@ -31,11 +27,9 @@ def image_address(number: int, index: str) -> str:
 
 async def metadata_of(service: Service, index: Index, ids: Any) -> tuple[list[dict[str, Any]], list[bool]]:
     """`shown`, in a thread where that may take long. ValueError: an unknown id."""
-    if len(ids) <= FEW and index in _READ:
+    if quick(index, len(ids)):
         return shown(index, ids)
-    found = await service.run(shown, index, ids)
-    _READ.add(index)
-    return found
+    return await reading(service, index, shown, index, ids)
 
 
 async def hits_of(
@@ -53,9 +47,13 @@ async def hits_of(
         return []
     with stage("metadata"):
         described, images = await metadata_of(service, index, ids)
-    end = f"/image?index={quote(live.name, safe='')}"
     hits = [
-        {"id": number, "score": score, "image": f"/items/{number}{end}" if image else None, "metadata": metadata}
+        {
+            "id": number,
+            "score": score,
+            "image": image_address(number, live.name) if image else None,
+            "metadata": metadata,
+        }
         for number, score, image, metadata in zip(ids.tolist(), scores.tolist(), images, described, strict=True)
     ]
     if labels is not None or vectors:
@@ -63,7 +61,7 @@ async def hits_of(
         if labels is not None:
             await _label(service, live, index, hits, rows, labels, templates)
         if vectors:
-            for hit, row in zip(hits, rows.tolist(), strict=True):
+            for hit, row in zip(hits, rows, strict=True):
                 hit["vector"] = row
     return hits
 
@@ -79,9 +77,10 @@ async def _label(
 ) -> None:
     """Give each hit the label that fits its row best, and how probable it is among all labels."""
     classifier = await service.classifier(live, tuple(labels), tuple(templates or ["{}"]), index)
-    shares = softmax(service.logit_scale(live, index) * (rows @ classifier.T))  # (hits, labels)
-    for hit, share, best in zip(hits, shares, shares.argmax(axis=1).tolist(), strict=True):
-        hit["label"], hit["probability"] = labels[best], float(share[best])
+    scale = service.logit_scale(live, index)
+    shares = await service.run(lambda: softmax(scale * (rows @ classifier.T)))  # (hits, labels)
+    for hit, share, best in zip(hits, shares.max(axis=1).tolist(), shares.argmax(axis=1).tolist(), strict=True):
+        hit["label"], hit["probability"] = labels[best], share
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -108,6 +107,7 @@ def answer(
         "embed": round(1e3 * (embedded - start), 3),
         "search": round(1e3 * (searched - embedded), 3),
     }
+    end = min(len(index) - others, MOST_OFFSET + 1)
     return {
         "index": live.name,
         "generation": manifest["generation"],
@@ -116,5 +116,5 @@ def answer(
         "exact": manifest.get("results") == "exact",
         "took_ms": took,
         "hits": hits,
-        "next_offset": offset + k if len(hits) == k and offset + k < len(index) - others else None,
+        "next_offset": offset + k if len(hits) == k and offset + k < end else None,
     }

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from dualenc.serve.problems import responses
-from dualenc.serve.query import allowed, no_item, row_of
+from dualenc.serve.query import allowed, known, row_of
 from dualenc.serve.routes.bodies import reply
 from dualenc.serve.routes.hits import answer, hits_of, image_address, metadata_of
 from dualenc.serve.routes.replies import Item, SearchReply
@@ -29,10 +29,8 @@ async def item(request: Request, id: Number, query: Annotated[ItemQuery, Query()
     service = request.app.state.service
     live = service.live(query.index)
     index = live.index
-    try:
+    with known(index):
         metadata, images = await metadata_of(service, index, [id])
-    except ValueError as error:
-        raise no_item(index, id) from error
     address = image_address(id, live.name) if images[0] else None
     return reply({"id": id, "image": address, "metadata": metadata[0]})
 
@@ -50,11 +48,9 @@ async def similar(request: Request, id: Number, query: Annotated[SimilarQuery, Q
     index, where = live.index, allowed(query.where, query.group_by)
     vector = row_of(index, id)
     embedded = time.perf_counter()
-    # one more, and from the first on: where the row itself stands among the hits is only known when it is seen
-    most = query.offset + query.k + 1
-    ids, scores = await service.search(live, index, vector, most, 0, query.threshold, where, query.group_by)
+    ids, scores = await service.search(
+        live, index, vector, query.k, query.offset, query.threshold, where, query.group_by, without=id
+    )
     searched = time.perf_counter()
-    others = ids != id
-    page = slice(query.offset, query.offset + query.k)
-    hits = await hits_of(service, live, index, ids[others][page], scores[others][page])
+    hits = await hits_of(service, live, index, ids, scores)
     return reply(answer(live, index, hits, query.k, query.offset, (start, embedded, searched), others=1))

@@ -48,7 +48,9 @@ class SearchReply(Reply):
     exact: Annotated[bool, Field(description="whether every row was compared")]
     took_ms: Took
     hits: list[Hit]
-    next_offset: Annotated[int | None, Field(description="`offset` of the next page; null: this is the last")]
+    next_offset: Annotated[
+        int | None, Field(description="`offset` of the next page, which may be empty; null: there is none")
+    ]
 
 
 class Column(Reply):
@@ -111,7 +113,7 @@ class ClassifyReply(Reply):
 class EmbedReply(Reply):
     """Rows of length 1, in the order given."""
 
-    fingerprint: Annotated[str | None, Field(description="of the encoder")]
+    fingerprint: Annotated[str | None, Field(description="of the encoder, as the index names it; null: it does not")]
     dim: int
     texts: list[list[float]]
     images: list[list[float]]

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from dualenc.serve.problems import responses
 from dualenc.serve.query import allowed, parts_of, vector_of
-from dualenc.serve.routes.bodies import body_of, read, reply
+from dualenc.serve.routes.bodies import body_of, long_reply, read
 from dualenc.serve.routes.hits import answer, hits_of
 from dualenc.serve.routes.replies import SearchReply
 from dualenc.serve.schemas import MOST_TERMS, SearchRequest
@@ -42,4 +42,5 @@ async def search(request: Request) -> Response:
     )
     searched = time.perf_counter()
     hits = await hits_of(state.service, live, index, ids, scores, query.labels, query.templates, query.vectors)
-    return reply(answer(live, index, hits, query.k, query.offset, (start, embedded, searched)))
+    found = answer(live, index, hits, query.k, query.offset, (start, embedded, searched))
+    return await long_reply(state.service, found, len(hits) * index.dim if query.vectors else 0)
