@@ -128,7 +128,7 @@ def test_one_that_failed_is_tried_again_after_a_while_and_ever_more_seldom(monke
         assert tries == [0, 30, 90, 210, 450, 930, 1530]
         broken[0] = False
         now[0] += encoders.SELDOM
-        assert some.state(index()) == "loading"  # who asks has it tried
+        assert some.state(index()) in ("loading", "ready")  # who asks has it tried
         [slot] = await settled(some, index())
         now[0] += 10 * encoders.SELDOM
         assert slot is some.slot(index()) and slot.state == "ready" and len(tries) == 8
