@@ -9,9 +9,7 @@ size (--rows) or fewer repeats is a trial and needs --out.
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib
-import importlib.metadata
 import json
 import os
 import sys
@@ -22,8 +20,9 @@ if __name__ == "__main__":
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "2"  # before FAISS loads
 
+from goals import table
 from index_data import SETS
-from record import PACKAGES, RESULTS, machine
+from record import RESULTS, entry
 from timing import progress
 
 from dualenc.files import write_json
@@ -80,41 +79,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         kept[part] = entry(importlib.import_module(PARTS[part]).measure(options))
         write_json(options.out, {name: kept[name] for name in PARTS if name in kept})
     return kept
-
-
-def entry(results: dict[str, Any]) -> dict[str, Any]:
-    """One part's record."""
-    words = [Path(word).name if os.path.exists(word) else word for word in sys.argv[1:]]
-    return {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "results": results,
-    }
-
-
-def table(record: dict[str, Any], parts: list[str]) -> str:
-    """What was wanted and what was measured in some parts, for people at a terminal."""
-    lines = [f"{'':<72}{'wanted':>10}{'measured':>12}"]
-    for part in parts:
-        for each in record[part]["results"]["goals"]:
-            value = "-" if each["measured"] is None else f"{each['measured']:g}"
-            missed = "" if each["met"] else "   MISSED"
-            lines.append(f"{part + ': ' + each['what']:<72}{each['wanted']:>10}{value:>12}{missed}")
-    return "\n".join(lines)
-
-
-def markdown(record: dict[str, Any]) -> str:
-    """The same for benchmarks/README.md."""
-    lines = ["| | wanted | measured |", "|---|---|---|"]
-    for part in (name for name in PARTS if name in record):
-        for each in record[part]["results"]["goals"]:
-            value = "-" if each["measured"] is None else f"{each['measured']:g}"
-            wanted = each["wanted"].replace(">=", "≥").replace("<=", "≤")
-            lines.append(f"| {part}: {each['what']} | {wanted} | {value}{'' if each['met'] else ' **missed**'} |")
-    notes = [f"`{each['command']}` on {each['date']}, {each['machine']['processor']}" for each in record.values()]
-    return "\n".join([*lines, "", f"Measured by {'; '.join(dict.fromkeys(notes))}."]) + "\n"
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,20 @@ PACKAGES = ("dualenc", "torch", "open_clip_torch", "pytorch-lightning", "faiss-c
 def record(theme: str, results: dict[str, Any]) -> Path:
     """Write results under a theme; returns the file."""
     path = RESULTS / f"{theme}.json"
-    script = Path(sys.argv[0])
-    command = ["python", f"benchmarks/{script.name}", *(Path(a).name if os.path.exists(a) else a for a in sys.argv[1:])]
-    write_json(
-        path,
-        {
-            "command": " ".join(command),
-            "date": datetime.date.today().isoformat(),
-            "machine": machine(),
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "results": results,
-        },
-    )
+    write_json(path, entry(results))
     return path
+
+
+def entry(results: dict[str, Any], packages: Sequence[str] = PACKAGES, **about: Any) -> dict[str, Any]:
+    """Results with the command, the date, the machine (and what else is known `about` it) and versions of packages."""
+    words = [Path(word).name if os.path.exists(word) else word for word in sys.argv[1:]]
+    return {
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
+        "date": datetime.date.today().isoformat(),
+        "machine": machine() | about,
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "results": results,
+    }
 
 
 def machine() -> dict[str, Any]:

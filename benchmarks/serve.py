@@ -10,16 +10,15 @@ others. `soak` runs only where it is named. A trial with fewer requests (--share
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib
-import importlib.metadata
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from record import PACKAGES, RESULTS, machine
+from goals import table
+from record import PACKAGES, RESULTS, entry
 from timing import progress
 
 from dualenc.files import write_json
@@ -72,44 +71,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         progress(f"{part} …")
         module, function = PARTS[part]
         measure = getattr(importlib.import_module(module), function)
-        kept[part] = entry(measure(options, found, found.plain.parent))
+        results = measure(options, found, found.plain.parent)
+        kept[part] = entry(results, PACKAGES + SERVING, cores_used=len(os.sched_getaffinity(0)))
         write_json(options.out, {name: kept[name] for name in PARTS if name in kept})
     return kept
-
-
-def entry(results: dict[str, Any]) -> dict[str, Any]:
-    """One part's record."""
-    words = [Path(word).name if os.path.exists(word) else word for word in sys.argv[1:]]
-    return {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
-        "date": datetime.date.today().isoformat(),
-        "machine": machine() | {"cores_used": len(os.sched_getaffinity(0))},
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES + SERVING},
-        "results": results,
-    }
-
-
-def table(record: dict[str, Any], parts: list[str]) -> str:
-    """What was wanted and what was measured in some parts, for people at a terminal."""
-    lines = [f"{'':<86}{'wanted':>10}{'measured':>12}"]
-    for part in parts:
-        for each in record[part]["results"]["goals"]:
-            value = "-" if each["measured"] is None else f"{each['measured']:g}"
-            missed = "" if each["met"] else "   MISSED"
-            lines.append(f"{part + ': ' + each['what']:<86}{each['wanted']:>10}{value:>12}{missed}")
-    return "\n".join(lines)
-
-
-def markdown(record: dict[str, Any]) -> str:
-    """The same for benchmarks/README.md."""
-    lines = ["| | wanted | measured |", "|---|---|---|"]
-    for part in (name for name in PARTS if name in record):
-        for each in record[part]["results"]["goals"]:
-            value = "-" if each["measured"] is None else f"{each['measured']:g}"
-            wanted = each["wanted"].replace(">=", "≥").replace("<=", "≤")
-            lines.append(f"| {part}: {each['what']} | {wanted} | {value}{'' if each['met'] else ' **missed**'} |")
-    notes = [f"`{each['command']}` on {each['date']}, {each['machine']['processor']}" for each in record.values()]
-    return "\n".join([*lines, "", f"Measured by {'; '.join(dict.fromkeys(notes))}."]) + "\n"
 
 
 def main() -> None:

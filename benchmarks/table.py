@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import goals
+
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -119,7 +121,7 @@ def index_tables(text: str) -> dict[Path, str]:
     record = json.loads((RESULTS / "index.json").read_text())
     recipes = index_kinds.README.read_text(encoding="utf-8")
     return {
-        BENCHMARKS: INDEX_BLOCK.sub(lambda found: found[1] + index.markdown(record) + found[2], text),
+        BENCHMARKS: INDEX_BLOCK.sub(lambda found: found[1] + goals.markdown(record, index.PARTS) + found[2], text),
         index_kinds.README: index_kinds.BLOCK.sub(lambda found: found[1] + index_kinds.table() + found[2], recipes),
     }
 
@@ -141,7 +143,7 @@ def serve_table(text: str) -> str:
     import serve
 
     record = json.loads((RESULTS / "serve.json").read_text(encoding="utf-8"))
-    return SERVE_BLOCK.sub(lambda found: found[1] + serve.markdown(record) + found[2], text)
+    return SERVE_BLOCK.sub(lambda found: found[1] + goals.markdown(record, serve.PARTS) + found[2], text)
 
 
 def rendered() -> dict[Path, str]:

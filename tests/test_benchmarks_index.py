@@ -244,10 +244,11 @@ def test_memory_of_a_process(benchmark) -> None:
 
 
 def test_one_part_leaves_the_others(benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    import goals
     import index_cross_modal
 
-    goals = [{"what": "toy", "wanted": ">= 1", "measured": 0.5, "met": False}]
-    monkeypatch.setattr(index_cross_modal, "measure", lambda options: {"goals": goals})
+    toy = [{"what": "toy", "wanted": ">= 1", "measured": 0.5, "met": False}]
+    monkeypatch.setattr(index_cross_modal, "measure", lambda options: {"goals": toy})
     out = tmp_path / "trial.json"
     before = {"recipes": {"results": {"goals": []}, "date": "then"}}
     out.write_text(json.dumps(before))
@@ -258,7 +259,7 @@ def test_one_part_leaves_the_others(benchmark, tmp_path: Path, monkeypatch: pyte
     assert list(record) == ["cross_modal", "recipes"] and record["recipes"] == before["recipes"]
     assert record["cross_modal"]["command"].startswith("python benchmarks/index.py --only cross_modal")
     assert capsys.readouterr().out.splitlines()[-1].split() == ["cross_modal:", "toy", ">=", "1", "0.5", "MISSED"]
-    shown = benchmark.markdown({"cross_modal": record["cross_modal"]})
+    shown = goals.markdown({"cross_modal": record["cross_modal"]}, ["cross_modal"])
     assert "| cross_modal: toy | ≥ 1 | 0.5 **missed** |" in shown
 
 

@@ -282,18 +282,20 @@ def test_a_trial_needs_its_own_file(benchmark, tmp_path: Path) -> None:
 
 
 def test_the_record(benchmark, found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import goals
     import serve_data
     import serve_start
+    from record import entry
 
     monkeypatch.setattr(serve_data, "assets", lambda scratch, rows: found)
-    goals = [{"what": "a thing", "wanted": "<= 2", "measured": 3.0, "met": False}]
-    monkeypatch.setattr(serve_start, "measure", lambda options, found, scratch: {"goals": goals})
+    some = [{"what": "a thing", "wanted": "<= 2", "measured": 3.0, "met": False}]
+    monkeypatch.setattr(serve_start, "measure", lambda options, found, scratch: {"goals": some})
     chosen = options(benchmark, tmp_path, "start")
-    chosen.out.write_text(json.dumps({"peer": benchmark.entry({"goals": []})}))
+    chosen.out.write_text(json.dumps({"peer": entry({"goals": []})}))
     record = benchmark.run(chosen)
     assert list(json.loads(chosen.out.read_text())) == ["peer", "start"] == sorted(record)
-    assert "| start: a thing | ≤ 2 | 3 **missed** |" in benchmark.markdown(record)
-    assert "MISSED" in benchmark.table(record, ["start"]) and "fastapi" in record["start"]["versions"]
+    assert "| start: a thing | ≤ 2 | 3 **missed** |" in goals.markdown(record, benchmark.PARTS)
+    assert "MISSED" in goals.table(record, ["start"]) and "fastapi" in record["start"]["versions"]
 
 
 @pytest.mark.full

@@ -52,17 +52,6 @@ def classify(
     return [class_names[best] for best in scores.argmax(axis=1)], scores
 
 
-def probabilities(scores: npt.ArrayLike, logit_scale: float) -> npt.NDArray[np.float32]:
-    """Softmax of cosines times `logit_scale`, the encoder's own (CLIP's is 100), over classes: (N, C) float32.
-
-    >>> probabilities([[0.3, 0.3]], 100.0)
-    array([[0.5, 0.5]], dtype=float32)
-    """
-    logits = np.asarray(scores, np.float64) * logit_scale
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
 def evaluate_zeroshot(
     encoder: TextEncoder,
     embedded: Embedded,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from dualenc.beside import CLASS_NAMES, TEMPLATES, class_folder
 
@@ -140,6 +141,17 @@ def zero_shot_classifier(
         each = _unit(embedded.astype(np.float64)).reshape(len(some), len(prompts), -1)  # (classes, templates, D)
         rows.append(_unit(each.mean(axis=1)))
     return np.concatenate(rows).astype(np.float32)
+
+
+def probabilities(scores: npt.ArrayLike, logit_scale: float) -> npt.NDArray[np.float32]:
+    """Softmax of cosines times `logit_scale`, the encoder's own (CLIP's is 100), over classes: (N, C) float32.
+
+    >>> probabilities([[0.3, 0.3]], 100.0)
+    array([[0.5, 0.5]], dtype=float32)
+    """
+    logits = np.asarray(scores, np.float64) * logit_scale
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

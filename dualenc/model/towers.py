@@ -91,7 +91,7 @@ def text_features(model: Any, tokens: Tensor) -> Tensor:
     prefix = "model.text." if text is not model else "model."
     shorter = {prefix + "positional_embedding": text.positional_embedding[:length]}
     shorter[prefix + "attn_mask"] = text.attn_mask[:length, :length]
-    # tie_weights: looking for tied weights walks through both towers, a quarter of the time that one short text takes
+    # tie_weights: looking for tied weights walks through both towers, which one short text would wait for
     return F.normalize(functional_call(_EncodeText(model), shorter, (tokens,), tie_weights=False), dim=-1)
 
 

@@ -46,7 +46,9 @@ def escaped(text: str) -> str:
 def request_line(fields: dict[str, Any], level: int = logging.INFO) -> None:
     """Log one request. fields: id, method, path, route, status, ms, client, stages (ms by name)."""
     if access.isEnabledFor(level):
-        record = logging.LogRecord(access.name, level, "", 0, "request", None, None)  # no search for who called: 5 us
+        record = logging.LogRecord(
+            access.name, level, "", 0, "request", None, None
+        )  # without the search for who called
         record.request = fields
         access.handle(record)
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
 from dualenc.serve.cache import Cache
-from dualenc.serve.encoders import FAILED, IMAGES, Encoder, Encoders, Slot
+from dualenc.serve.encoders import IMAGES, Encoder, Encoders, Slot
 from dualenc.serve.observe import stage
 from dualenc.serve.problems import Problem
 
 PATIENCE = 5.0  # seconds that a request waits for an encoder that is still loading
 PIECE = 16  # texts of one request that go through the tower before others get their turn
+OVERHEAD = 400  # bytes of an entry beside its array's values and its key, about
 TEXT_BYTES, IMAGE_BYTES, CLASSIFIER_BYTES = 32 << 20, 8 << 20, 32 << 20  # of the caches, at most
 
 
@@ -24,8 +25,9 @@ class Embeddings:
 
     def __init__(self, encoders: Encoders, run: Callable[..., Awaitable[Any]]):
         self._encoders, self._run = encoders, run
-        self._texts, self._images = Cache("text", TEXT_BYTES), Cache("image", IMAGE_BYTES)
-        self._classifiers = Cache("classifier", CLASSIFIER_BYTES)
+        self._texts: Cache[np.ndarray] = Cache("text", TEXT_BYTES)
+        self._images: Cache[np.ndarray] = Cache("image", IMAGE_BYTES)
+        self._classifiers: Cache[np.ndarray] = Cache("classifier", CLASSIFIER_BYTES)
 
     async def texts(self, index: Any, texts: Sequence[str]) -> np.ndarray:
         """(T, D) float32."""
@@ -34,7 +36,7 @@ class Embeddings:
         missing = [text for text, row in rows.items() if row is None]
         if missing:
             for text, row in zip(missing, await self._through(slot, "text", missing, PIECE), strict=True):
-                self._texts.put((encoder.fingerprint, text), row, 4 * len(text))
+                _keep(self._texts, (encoder.fingerprint, text), row, 4 * len(text))
                 rows[text] = row
         return _stacked([rows[text] for text in texts], encoder.dim)
 
@@ -47,7 +49,7 @@ class Embeddings:
         if missing:
             made = await self._through(slot, "image", list(missing.values()), IMAGES)
             for key, row in zip(missing, made, strict=True):
-                self._images.put(key, row)
+                _keep(self._images, key, row)
                 rows[key] = row
         return _stacked([rows[key] for key in keys], encoder.dim)
 
@@ -62,7 +64,7 @@ class Embeddings:
             prompts = list(dict.fromkeys(fill(template, name) for name in classes for template in templates))
             made = dict(zip(prompts, await self._through(slot, "text", prompts, PIECE), strict=True))
             kept = zero_shot_classifier(lambda some: np.stack([made[each] for each in some]), classes, templates)
-            self._classifiers.put(key, kept, 4 * sum(map(len, classes + templates)))
+            _keep(self._classifiers, key, kept, 4 * sum(map(len, classes + templates)))
         return kept
 
     def logit_scale(self, index: Any) -> float:
@@ -85,7 +87,8 @@ class Embeddings:
 
     def _loaded(self, slot: Slot) -> Encoder:
         if slot.loaded.exception() is not None:
-            raise Problem(500, "The encoder did not load", FAILED)
+            # an error may hold paths of the server
+            raise Problem(500, "The encoder did not load", "it could not be loaded; the server's log tells why")
         return slot.loaded.result()
 
     async def _ready(self, index: Any) -> tuple[Slot, Encoder]:
@@ -114,6 +117,13 @@ def _loading() -> Problem:
         "texts and images can be searched for in a few seconds; by embedding and by id they can be already",
         {"Retry-After": "3"},
     )
+
+
+def _keep(cache: Cache[np.ndarray], key: Hashable, array: np.ndarray, key_bytes: int = 0) -> None:
+    """Keep a copy, into which nobody writes: a row of a batch would hold the whole batch."""
+    kept = array.copy()
+    kept.flags.writeable = False
+    cache.put(key, kept, kept.nbytes + key_bytes + OVERHEAD)
 
 
 def _stacked(rows: list[Any], dim: int) -> np.ndarray:

@@ -22,7 +22,6 @@ log = logging.getLogger("dualenc.serve")
 
 TEXTS, IMAGES = 32, 8  # that go through a tower at once
 RETRY, SELDOM = 30.0, 600.0  # seconds until one that failed is loaded again; twice as many each time, up to SELDOM
-FAILED = "it could not be loaded; the server's log tells why"  # all that callers are told: an error may hold paths
 
 
 class Encoder(Protocol):
@@ -76,10 +75,10 @@ class Slot:
 
     @property
     def state(self) -> str:
-        """ "loading", "ready", or "failed: …" as callers are told it."""
+        """ "loading", "ready" or "failed"; why stands in the log."""
         if not self.loaded.done():
             return "loading"
-        return "ready" if self.loaded.exception() is None else f"failed: {FAILED}"
+        return "ready" if self.loaded.exception() is None else "failed"
 
     async def wait(self, seconds: float) -> None:
         """Until it is loaded or has failed, so long at most."""

@@ -11,11 +11,12 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 from dualenc.serve import observe
 
+Result = TypeVar("Result")
 Work = Callable[[Hashable, list[Any]], Sequence[Any]]
 NEWS = 0.2  # how much the last batch counts in what an item is expected to take
 
@@ -155,3 +156,16 @@ def _deliver(done: list[tuple[_Job, Any, BaseException | None]]) -> None:
     for loop in {id(job.loop): job.loop for job, _, _ in done}.values():
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(settle, [each for each in done if each[0].loop is loop])
+
+
+async def to_its_end(work: Awaitable[Result]) -> Result:
+    """Wait for work in a thread. Who is cancelled waits as well, and keeps what he holds meanwhile: the thread goes on."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task])
+    finally:
+        await asyncio.wait([task])
+        error = task.exception()  # looked at, so that nobody says it was not
+    if error is not None:
+        raise error
+    return task.result()

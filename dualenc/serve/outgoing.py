@@ -13,7 +13,7 @@ JPEG, WEBP = "image/jpeg", "image/webp"
 MAGIC = b"\xff\xd8\xff"  # a JPEG's first bytes
 _SAVE: dict[str, dict[str, Any]] = {
     JPEG: {"format": "JPEG", "quality": 82},
-    WEBP: {"format": "WEBP", "quality": 78, "method": 0},  # slower methods save 5 % of the bytes for 3 times the work
+    WEBP: {"format": "WEBP", "quality": 78, "method": 0},  # slower methods save few bytes for much work
 }
 _START_OF_SCAN, _EXIF, _IPTC, _COMMENT = 0xDA, 0xE1, 0xED, 0xFE
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xDA))

@@ -13,6 +13,7 @@ import numpy as np
 
 from dualenc.index.compose import UNIT, combine, parse
 from dualenc.serve.fetch import fetch_image
+from dualenc.serve.lanes import to_its_end
 from dualenc.serve.problems import Problem
 from dualenc.serve.schemas import MOST_TERMS
 from dualenc.serve.uploads import from_base64, picture
@@ -142,7 +143,8 @@ async def embedded_pictures(
         for part in parts:
             data = await fetch_image(part.value, state.settings) if part.kind == "image_url" else None
             async with state.pictures.decoding:
-                if state.pictures.add(batch, await state.service.run(_decoded, part, data, uploads, state.settings)):
+                made = await to_its_end(state.service.run(_decoded, part, data, uploads, state.settings))
+                if state.pictures.add(batch, made):
                     await embed()  # nothing more is decoded here until then
         if batch:
             await embed()

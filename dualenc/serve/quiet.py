@@ -1,9 +1,8 @@
 """Loading torch while requests are answered: without long stops of all other threads.
 
 Three things stop them: libraries are opened under Python's lock, the garbage collector walks over the million objects that
-the imports make, again and again, and a thread that computes in Python keeps the lock for 5 ms at a time (for that see
-`threads.short_turns`). Measured with an event loop that ticks each millisecond while torch and open_clip were imported:
-the longest stop falls from 455 ms to 46 ms, and loading takes no longer.
+the imports make, again and again, and a thread that computes in Python keeps the lock for a while at a time (for that see
+`threads.short_turns`).
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ def quietly() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()  # the collector does not look at what is there now: a full collection would stop all for 0.2 s
+        gc.freeze()  # the collector does not look at what is there now: a full collection would stop all
         atexit.register(gc.unfreeze)  # at the end it does, or libraries that count their objects call them leaked
         if running:
             gc.enable()
 
 
 def open_libraries() -> None:
-    """Open torch's libraries, of several 100 MB, before the import does: called like this, the lock is not held.
+    """Open torch's large libraries before the import does: called like this, the lock is not held.
 
     Where it does not work nothing is lost: the import opens them itself.
     """

@@ -96,7 +96,7 @@ class Service:
         return self.lives[name]
 
     def ready(self) -> dict[str, Any]:
-        """Of each index: rows, generation and its encoder ("ready", "loading", "none" or "failed: …")."""
+        """Of each index: rows, generation and its encoder ("ready", "loading", "none" or "failed")."""
         return {
             name: {"rows": len(live.index), "generation": live.generation, "encoder": self._encoders.state(live.index)}
             for name, live in self.lives.items()

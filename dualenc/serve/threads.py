@@ -2,8 +2,8 @@
 
 FAISS and torch both compute on OpenMP threads, by default as many as cores for each of them, which meet at a barrier after
 each step and go on spinning for a while in case that more comes. Where a core is taken by something else, every barrier
-waits for it: on two cores that two other programs use, FAISS took 14 ms on two threads for what one does in 2 ms. So a
-search is one thread's work, and several searches go on side by side; torch gets a number for each tower, and none spins.
+waits for it, and two threads take longer than one. So a search is one thread's work, and several searches go on side by
+side; torch gets a number for each tower, and none spins.
 """
 
 from __future__ import annotations

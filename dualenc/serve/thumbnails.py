@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, FastAPI, Header, Path, Query, Request, Response
 
 from dualenc.images import BadImage
+from dualenc.serve.cache import Cache
 from dualenc.serve.columns import plain
-from dualenc.serve.observe import hit, miss, stage
+from dualenc.serve.observe import stage
 from dualenc.serve.outgoing import JPEG, WEBP, small
 from dualenc.serve.pictures import PLACE, Found, NoPicture, find, place_of, read, rows_of
 from dualenc.serve.problems import Problem, responses
@@ -29,26 +29,16 @@ router = APIRouter()
 
 
 class Thumbnails:
-    """Encoded thumbnails by ETag, up to `most` bytes; what was not asked for the longest goes first. For one event loop.
-
-    Those who ask for one that is being made wait for it.
-    """
+    """Encoded thumbnails by ETag, `kept` for the next one. Those who ask for one that is being made wait for it."""
 
     def __init__(self, most: int = CACHE):
-        self.most, self.bytes = most, 0
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self.kept: Cache[bytes] = Cache("thumbnail", most)
         self._made: dict[str, asyncio.Task[bytes]] = {}
-
-    def __len__(self) -> int:
-        return len(self._kept)
 
     async def get(self, tag: str, make: Callable[[], Awaitable[bytes]]) -> bytes:
         """The thumbnail with this ETag, made if it has to be. What `make` raises reaches all who wait for it."""
-        if tag in self._kept:
-            hit("thumbnail")
-            self._kept.move_to_end(tag)
-            return self._kept[tag]
-        miss("thumbnail")
+        if (kept := self.kept.get(tag)) is not None:
+            return kept
         task = self._made.get(tag)
         if task is None:
             task = self._made[tag] = asyncio.ensure_future(self._make(tag, make))
@@ -60,11 +50,7 @@ class Thumbnails:
             data = await make()
         finally:
             del self._made[tag]
-        if len(data) <= self.most:
-            self._kept[tag] = data
-            self.bytes += len(data)
-        while self.bytes > self.most:
-            self.bytes -= len(self._kept.popitem(last=False)[1])
+        self.kept.put(tag, data, len(data))
         return data
 
 

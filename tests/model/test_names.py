@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dualenc.model import names
-from dualenc.model.names import class_files, class_names, fill, templates, zero_shot_classifier
+from dualenc.model.names import class_files, class_names, fill, probabilities, templates, zero_shot_classifier
 
 
 def test_docstring_examples():
@@ -225,3 +225,11 @@ def test_prompts_are_embedded_in_parts_of_bounded_size(monkeypatch):
 def test_a_classifier_of_too_little_is_refused(classes, prompts):
     with pytest.raises(ValueError, match="two classes and one template"):
         zero_shot_classifier(word_embedder(), classes, prompts)
+
+
+def test_probabilities_sum_to_one_and_do_not_overflow():
+    scores = np.array([[0.3, 0.2, -1.0], [1.0, 1.0, 1.0]])
+    got = probabilities(scores, 100.0)
+    assert got.sum(axis=1) == pytest.approx([1.0, 1.0])
+    assert got[0, 0] / got[0, 1] == pytest.approx(np.exp(10), rel=1e-4)
+    assert np.isfinite(probabilities(scores, 1e6)).all()

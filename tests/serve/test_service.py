@@ -144,8 +144,8 @@ def test_what_is_said_while_it_loads_when_there_is_none_and_when_it_failed(folde
         ):
             with pytest.raises(Problem) as error:
                 await call
-            assert problem(error) == (500, encoders.FAILED)
-        assert service.ready()["a"]["encoder"] == f"failed: {encoders.FAILED}"
+            assert problem(error) == (500, "it could not be loaded; the server's log tells why")
+        assert service.ready()["a"]["encoder"] == "failed"
         with pytest.raises(Problem) as error:
             await service.texts(service.live("b"), ["a"])
         assert problem(error)[0] == 409 and "--encoder" in str(error.value)
@@ -586,19 +586,25 @@ def test_an_index_that_does_not_open_is_refused_at_once(tmp_path):
 
 
 def test_a_cache_stays_within_its_bytes_and_forgets_the_oldest():
-    cache = Cache("test", 10 * (400 + 64))
-    block = np.ones((100, 16), np.float32)
+    cache = Cache("test", 1000)
     for number in range(100):
-        cache.put(number, block[number])
+        cache.put(number, str(number), 100)
         cache.get(0)
-    assert len(cache) == 10 and cache.bytes == 10 * (400 + 64)
-    assert cache.get(0) is not None and cache.get(50) is None and cache.get(99) is not None
-    assert cache.get(99).base is None  # a row of its own, which does not hold on to its batch
-    cache.put("large", np.ones(10_000))
-    cache.put(99, block[0])
-    assert cache.get("large") is None and len(cache) == 10
+    assert len(cache) == 10 and cache.bytes == 1000
+    assert cache.get(0) == "0" and cache.get(50) is None and cache.get(99) == "99"
+    cache.put("large", "more than all may take", 1001)
+    cache.put(99, "anew", 50)
+    assert cache.get("large") is None and cache.get(99) == "anew" and (len(cache), cache.bytes) == (10, 950)
+
+
+def test_a_kept_row_holds_no_batch_and_nobody_writes_into_it():
+    cache = Cache("test", 10_000)
+    batch = np.ones((100, 16), np.float32)
+    embeddings._keep(cache, "row", batch[3], 5)
+    kept = cache.get("row")
+    assert kept.base is None and cache.bytes == 64 + 5 + embeddings.OVERHEAD
     with pytest.raises(ValueError, match="read-only"):
-        cache.get(99)[0] = 2
+        kept[0] = 2
 
 
 @pytest.mark.full

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dualenc.serve.service import Service
 
 Model = TypeVar("Model", bound=Body)
-MANY = 50_000  # numbers of a reply, which take about 7 ms to write
+MANY = 50_000  # numbers of a reply that take too long to write on the event loop
 SMALL, MOST_VALUES, MOST_FIELDS = (
     16_384,
     300_000,

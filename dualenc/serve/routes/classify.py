@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
+from dualenc.model.names import probabilities
 from dualenc.serve.problems import Problem, responses
 from dualenc.serve.query import Part, embedded_pictures
 from dualenc.serve.routes.bodies import body_of, long_reply, read, reply
-from dualenc.serve.routes.hits import softmax
 from dualenc.serve.routes.replies import ClassifyReply, EmbedReply
 from dualenc.serve.schemas import MOST_IMAGES, ClassifyRequest, EmbedRequest
 
@@ -36,8 +36,9 @@ async def classify(request: Request) -> Response:
     rows = await embedded_pictures(parts, uploads, state, live, index)
     templates = tuple(query.templates or ["{}"])
     classifier = await state.service.classifier(live, tuple(query.classes), templates, index)
-    cosines = (rows @ classifier.T)[0]  # (classes,)
-    shares = softmax(state.service.logit_scale(live, index) * cosines)
+    cosines = rows @ classifier.T  # (1, classes)
+    shares = probabilities(cosines, state.service.logit_scale(live, index))[0]
+    cosines = cosines[0]
     best = np.argsort(-cosines, kind="stable")[: query.k].tolist()
     classes = [
         {"name": query.classes[place], "score": float(cosines[place]), "probability": float(shares[place])}

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from dualenc.model.names import probabilities
 from dualenc.serve.columns import quick, reading, shown
 from dualenc.serve.observe import stage
 from dualenc.serve.query import rows_of
@@ -78,15 +79,9 @@ async def _label(
     """Give each hit the label that fits its row best, and how probable it is among all labels."""
     classifier = await service.classifier(live, tuple(labels), tuple(templates or ["{}"]), index)
     scale = service.logit_scale(live, index)
-    shares = await service.run(lambda: softmax(scale * (rows @ classifier.T)))  # (hits, labels)
+    shares = await service.run(lambda: probabilities(rows @ classifier.T, scale))  # (hits, labels)
     for hit, share, best in zip(hits, shares.max(axis=1).tolist(), shares.argmax(axis=1).tolist(), strict=True):
         hit["label"], hit["probability"] = labels[best], share
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Shares (n, C) that add up to 1 over the last axis."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def answer(

@@ -28,9 +28,8 @@ async def indexes(request: Request) -> Response:
         live = service.lives[name]
         index = live.index  # once: the next line may see another generation
         about = _about(index) | await columns.of(service, index)
-        encoder = state["encoder"].partition(":")[0]
-        labels = about["labels"] and encoder != "none"
-        found.append({"name": name, **about, "encoder": encoder, "labels": labels})
+        labels = about["labels"] and state["encoder"] != "none"
+        found.append({"name": name, **about, "encoder": state["encoder"], "labels": labels})
     return reply(found)
 
 
