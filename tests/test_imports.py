@@ -38,6 +38,7 @@ LIGHT = {
     "dualenc.embed.tables",
     METRICS,
     "dualenc.evaluate.ranks",
+    "dualenc.evaluate.intervals",
 }
 FORBIDDEN = {"torch", "pytorch_lightning", "lightning", "open_clip", "torchvision", "timm", "torchmetrics"}
 

@@ -67,7 +67,7 @@ def _run(arguments: list[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command; importing nothing heavy."""
-    from dualenc.cli import data, embed, evaluate, export, index, interpolate, search, serve
+    from dualenc.cli import classify, data, embed, evaluate, export, index, interpolate, search, serve
 
     parser = argparse.ArgumentParser(
         prog="dualenc",
@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(usage=parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (data, embed, index, search, serve, evaluate, export, interpolate):
+    for module in (data, embed, index, search, serve, evaluate, classify, export, interpolate):
         module.register(commands)
     for name, text in LIGHTNING.items():
         commands.add_parser(name, help=text, add_help=False)

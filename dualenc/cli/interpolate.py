@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dualenc.cli.common import command, compute, compute_options, print_json
-from dualenc.cli.evaluate import ENCODER
+from dualenc.cli.evaluation import ENCODER
 
 ALPHA = 0.5
 ALPHAS = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1"

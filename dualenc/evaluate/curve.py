@@ -8,7 +8,9 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from dualenc.evaluate.sections import Panel
 
 MOST_POINTS = 300  # more are averaged in groups: the page stays small and the line readable
 MOST_LINES = 4
@@ -18,14 +20,6 @@ LINES = ["#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"]
 STYLES = ["-", "--", "-.", ":"]  # lines differ by more than their colour
 
 Series = tuple[list[float], list[float]]  # steps, values
-
-
-class Panel(NamedTuple):
-    """One drawn figure: its title, inline SVG, and what it says in words for those who cannot see it."""
-
-    title: str
-    svg: str
-    words: str
 
 
 def panels(curve: str | Path | Iterable[Mapping[str, Any]]) -> list[Panel]:

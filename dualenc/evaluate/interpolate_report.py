@@ -8,11 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dualenc.evaluate.curve import Panel
 from dualenc.evaluate.interpolate import Point, Task, best
 from dualenc.evaluate.interpolate_plot import name_of, panels
 from dualenc.evaluate.report import percent, write_report
-from dualenc.evaluate.sections import Headline, Section, Share, Table
+from dualenc.evaluate.sections import Headline, Panel, Section, Share, Table
 
 ENDS = {0.0: "start", 1.0: "tuned"}
 CHOSEN_BY = {1: "the score on the new task", 2: "the mean of the scores on the new and the old task"}

@@ -14,8 +14,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from dualenc.data.shards import read_at
-from dualenc.evaluate.curve import Panel, panels
-from dualenc.evaluate.sections import Picture, Section, Share
+from dualenc.evaluate.curve import panels
+from dualenc.evaluate.sections import Panel, Picture, Section, Share
 from dualenc.files import whole_file, write_json
 from dualenc.images import decode
 
@@ -70,16 +70,20 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "number": number, "thumbnail": thumbnail}
+    environment.filters |= {
+        "percent": percent,
+        "interval": interval,
+        "number": number,
+        "thumbnail": thumbnail,
+        "drawn": Markup,
+    }  # drawn by us, its labels escaped by matplotlib
     environment.tests["share"] = lambda value: isinstance(value, Share)
     return environment.get_template("report.html.jinja").render(
         title=title,
         report=report,
         sections=sections,
         headlines=[headline for section in sections for headline in section.headlines],
-        curve=[
-            panel._replace(svg=Markup(panel.svg)) for panel in curve
-        ],  # drawn by us; its labels escaped by matplotlib
+        curve=curve,
         provenance={key.removeprefix("provenance/"): value for key, value in provenance.items()},
     )
 
@@ -97,6 +101,13 @@ def thumbnail(picture: Picture, side: int = THUMBNAIL) -> str | None:
         data, "JPEG", quality=87, subsampling=0, optimize=True
     )  # no subsampling: small pictures keep their colours
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
+
+
+def interval(share: Share) -> str:
+    """`69.1–72.8`: the interval's ends in percent; "" where there is none."""
+    if share.interval is None:
+        return ""
+    return "–".join(percent(end).removesuffix(f"{THIN}%") for end in share.interval)
 
 
 def percent(fraction: float) -> str:

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from dualenc.evaluate.intervals import Interval
+
 
 class Embedded(Protocol):
     """Embedded samples, as `embed` makes them; a store read back has the same fields."""
@@ -39,10 +41,11 @@ class Picture(NamedTuple):
 
 
 class Share(NamedTuple):
-    """A fraction 0..1, and what chance would give where that is known."""
+    """A fraction 0..1, what chance would give where that is known, and the interval the value lies in."""
 
     value: float
     chance: float | None = None
+    interval: Interval | None = None
 
 
 class Headline(NamedTuple):
@@ -80,6 +83,14 @@ class Example(NamedTuple):
     note: str = ""
 
 
+class Panel(NamedTuple):
+    """One drawn figure: its title, inline SVG, and what it says in words for those who cannot see it."""
+
+    title: str
+    svg: str
+    words: str
+
+
 class Examples(NamedTuple):
     title: str
     note: str
@@ -95,6 +106,7 @@ class Section:
     headlines: list[Headline] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     examples: list[Examples] = field(default_factory=list)
+    figures: list[Panel] = field(default_factory=list)
 
 
 def picture_item(embedded: Embedded, row: int, right: bool | None = None, note: str = "") -> Item:
