@@ -164,7 +164,7 @@ def test_long_runs(benchmark, found, tmp_path: Path) -> None:
         results = measure(options(benchmark, tmp_path, part), found, tmp_path)
         lost = [goal for what, goal in check(results).items() if "losses" in what]
         assert [goal["measured"] for goal in lost] == [0]
-    assert [each["requests"] for each in results["memory"]] == [0, *range(50, 501, 50)]
+    assert [each["requests"] for each in results["memory"]] == [0, *range(50, 1001, 50)]
     assert all(0 < each["own_mib"] < each["resident_mib"] for each in results["memory"])
 
 
