@@ -20,6 +20,7 @@ from dualenc.images import open_image, to_rgb
 from dualenc.model import folder
 from dualenc.model.spec import input_spec
 from dualenc.model.towers import image_features, prefix, text_features_sorted
+from dualenc.model.traced import traced_text
 from dualenc.pixels import FAST, evaluation
 
 log = logging.getLogger("dualenc")
@@ -59,6 +60,7 @@ class DualEncoder:
         way = decode, None if self.dim == whole else dim
         self.fingerprint = folder.fingerprints(self.model, self.tokenizer, [way])[0]
         self.model.to(self.device)
+        self._text_tower: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @classmethod
     def load(
@@ -99,7 +101,12 @@ class DualEncoder:
 
     def text_features(self, tokens: torch.Tensor, chunk: int = 64) -> torch.Tensor:
         """Unit rows (T, dim) of token ids (T, L), `chunk` captions at a time."""
-        return prefix(text_features_sorted(self.model, tokens, chunk), self.dim)
+        return prefix(text_features_sorted(self.model, tokens, chunk, self._text_tower), self.dim)
+
+    def trace_text(self) -> bool:
+        """Let the text tower run as one graph, where it can (`dualenc.model.traced`); the weights must stay as they are."""
+        self._text_tower = traced_text(self.model)
+        return self._text_tower is not None
 
     def embed_images(self, images: Sequence[str | Path | Image.Image], batch_size: int = 64) -> np.ndarray:
         """Embed files or PIL images, which are treated alike. Returns (N, D) float32, unit rows.

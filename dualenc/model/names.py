@@ -3,33 +3,44 @@
 open_clip ships the sets; none is copied here.
 
 A template is a text with a place for the class name: `{}` as open_clip writes it, or `{c}` as CLIP_benchmark does.
+A prompt is a whole text for one class: a template with the name in it, or written for that class alone.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from dualenc.beside import CLASS_NAMES, TEMPLATES, class_folder
+from dualenc.model.name_files import is_json, lines_of, names_of, read_sets, templates_of
 
 _PROMPTS_AT_ONCE = 8192  # bounds memory: 1,000 classes × 80 templates are 80,000 embeddings
 _PLACE = re.compile(r"\{c?\}")
 _SETS = {"imagenet": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
+_PLAIN = ["{}"]
+
+
+class Classes(NamedTuple):
+    """Class names in the order of their labels, and the prompts of each where they were written for it alone."""
+
+    names: list[str]
+    prompts: list[list[str]] | None = None  # None: templates make them
 
 
 def templates(source: str | Path | None = None) -> list[str]:
     """Prompt templates, each with a `{}` or `{c}` for the class name.
 
     source: "imagenet" (OpenAI's 80), "simple" (their best 7), "plain" or None (the class name alone); a text file with
-    one template a line; or one template itself, such as "a photo of a {}.".
-    ValueError: an unknown name, an empty file, a line without a place. FileNotFoundError: a missing .txt file.
+    one template a line; a .json file with a list of them, or FILE.json#NAME (`dualenc.model.name_files`); or one template
+    itself, such as "a photo of a {}.".
+    ValueError: an unknown name, an empty file, a line without a place. FileNotFoundError: a missing .txt or .json file.
 
     >>> fill(templates("a photo of a {}.")[0], "red circle")
     'a photo of a red circle.'
@@ -38,9 +49,11 @@ def templates(source: str | Path | None = None) -> list[str]:
     if name in _SETS:
         return [template("{}") for template in getattr(_open_clip_sets(), _SETS[name])]
     if name == "plain":
-        return ["{}"]
-    if os.path.isfile(name):
-        lines = _lines(Path(name))
+        return list(_PLAIN)
+    if is_json(name):
+        lines = templates_of(read_sets(name), name)
+    elif os.path.isfile(name):
+        lines = lines_of(Path(name))
     elif _PLACE.search(name):
         lines = [name]
     elif name.endswith(".txt"):
@@ -65,29 +78,69 @@ def fill(template: str, class_name: str) -> str:
     return _PLACE.sub(lambda _: class_name, template)
 
 
-def class_names(source: str | Path) -> list[str]:
-    """Class names, in the order of their labels (0, 1, …).
+def read_classes(source: str | Path) -> Classes:
+    """Classes in the order of their labels (0, 1, …).
 
-    source: "imagenet" (open_clip's 1,000), a .txt file with a name a line, a .json file with a list of names, or the
-    names themselves with commas between. ValueError: fewer than two, one that is empty or given twice (open_clip's own
-    list has two such pairs and is taken as it is). FileNotFoundError: a missing .txt or .json file.
+    source: "imagenet" (open_clip's 1,000), a .txt file with a name a line, or the names themselves with commas between;
+    a .json file with a list of names, or with an object {class: prompt or [prompts]}, whose prompts are used as they are
+    (a `{}` or `{c}` in one stands for its class's name); FILE.json#NAME for one of several sets.
+    ValueError: fewer than two classes, one that is empty or given twice (open_clip's own list has two such pairs and is
+    taken as it is), a class without prompts, an empty prompt. FileNotFoundError: a missing .txt or .json file.
 
-    >>> class_names("red circle, blue square")
-    ['red circle', 'blue square']
+    >>> read_classes("red circle, blue square")
+    Classes(names=['red circle', 'blue square'], prompts=None)
     """
-    text = str(source)
+    text, prompts = str(source), None
     if text == "imagenet":
-        return list(_open_clip_sets().IMAGENET_CLASSNAMES)
-    if os.path.isfile(text):  # unlike Path.is_file, False for a list too long for a file name
-        names = _json_names(Path(text)) if text.endswith(".json") else _lines(Path(text))
-    elif text.endswith((".txt", ".json")):
+        return Classes(list(_open_clip_sets().IMAGENET_CLASSNAMES))
+    if is_json(text):
+        names, prompts = names_of(read_sets(text), text)
+    elif os.path.isfile(text):  # unlike Path.is_file, False for a list too long for a file name
+        names = lines_of(Path(text))
+    elif text.endswith(".txt"):
         raise FileNotFoundError(f"{text}: no such class file; name one that exists, or give the names as a,b,c")
     else:
         names = text.split(",")
     names = [name.strip() for name in names]
-    if len(names) == 1000 and names == list(_open_clip_sets().IMAGENET_CLASSNAMES):
-        return names
-    return check_class_names(names, text)
+    if len(names) != 1000 or names != list(_open_clip_sets().IMAGENET_CLASSNAMES):
+        check_class_names(names, text)
+    return Classes(names, None if prompts is None else _checked_prompts(names, prompts, text))
+
+
+def class_names(source: str | Path) -> list[str]:
+    """The names of `read_classes`, for those who have templates. ValueError also: prompts instead of names alone.
+
+    >>> class_names("red circle, blue square")
+    ['red circle', 'blue square']
+    """
+    names, prompts = read_classes(source)
+    if prompts is not None:
+        raise ValueError(f"{source} has prompts for each class, where names alone are wanted; write a list of names")
+    return names
+
+
+def class_prompts(classes: Classes, templates: Sequence[str] | None = None) -> list[list[str]]:
+    """The prompts of each class: its own, or every template with its name in it (None: the name alone).
+
+    ValueError: templates for classes that have prompts of their own, for they would not be used; fewer than two
+    classes; no template.
+
+    >>> class_prompts(Classes(["cat", "dog"]), ["a {}", "the {c}"])
+    [['a cat', 'the cat'], ['a dog', 'the dog']]
+    """
+    templates = _PLAIN if templates is None else list(templates)
+    if len(classes.names) < 2 or not templates:
+        raise ValueError(
+            f"{len(classes.names)} classes and {len(templates)} templates; it takes two classes and one template or more"
+        )
+    if classes.prompts is None:
+        return [[fill(template, name) for template in templates] for name in classes.names]
+    if templates != _PLAIN:
+        raise ValueError(
+            f"the classes have prompts of their own ({classes.prompts[0][0]!r}, …), to which templates do not apply; leave "
+            "the templates out, or give the class names alone"
+        )
+    return classes.prompts
 
 
 def class_files(data: str | Path) -> tuple[list[str], list[str]]:
@@ -124,23 +177,31 @@ def check_class_names(names: list[str], source: str = "the class list") -> list[
 def zero_shot_classifier(
     embed_texts: Callable[[list[str]], np.ndarray], names: Sequence[str], prompts: Sequence[str]
 ) -> np.ndarray:
+    """`classifier_of` the names in each of the prompts: templates, each with a place for the name.
+
+    ValueError: fewer than two classes, no template.
+    """
+    return classifier_of(embed_texts, class_prompts(Classes(list(names)), prompts))
+
+
+def classifier_of(embed_texts: Callable[[list[str]], np.ndarray], prompts: Sequence[Sequence[str]]) -> np.ndarray:
     """One unit row per class, (C, D) float32: the normalised mean of its normalised prompt embeddings, as CLIP does.
 
-    embed_texts: texts -> (N, D) rows. prompts: templates, each with a place for the name. ValueError: fewer than two
-    classes, no template.
+    embed_texts: texts -> (N, D) rows; it gets each prompt once, thousands at a time, whosesoever they are. prompts: of
+    each class, one or more. ValueError: a class without any.
     """
-    if len(names) < 2 or not prompts:
-        raise ValueError(
-            f"{len(names)} classes and {len(prompts)} templates; it takes two classes and one template or more"
-        )
-    at_once = max(1, _PROMPTS_AT_ONCE // len(prompts))
-    rows = []
-    for start in range(0, len(names), at_once):
-        some = names[start : start + at_once]
-        embedded = embed_texts([fill(template, name) for name in some for template in prompts])
-        each = _unit(embedded.astype(np.float64)).reshape(len(some), len(prompts), -1)  # (classes, templates, D)
-        rows.append(_unit(each.mean(axis=1)))
-    return np.concatenate(rows).astype(np.float32)
+    if empty := [number for number, own in enumerate(prompts) if not own]:
+        raise ValueError(f"class {empty[0]} has no prompt (the first is 0), so nothing can be told of it; give it one")
+    block = np.cumsum([0, *map(len, prompts)])[:-1] // _PROMPTS_AT_ONCE  # classes by where their first prompt lies
+    parts = np.split(np.arange(len(prompts)), np.flatnonzero(np.diff(block)) + 1)
+    return np.concatenate([_means(embed_texts, [prompts[c] for c in part]) for part in parts]).astype(np.float32)
+
+
+def _means(embed_texts: Callable[[list[str]], np.ndarray], prompts: Sequence[Sequence[str]]) -> np.ndarray:
+    """(C, D) float64: the unit mean of the unit rows of each class's prompts."""
+    place = {prompt: row for row, prompt in enumerate(dict.fromkeys(p for own in prompts for p in own))}
+    each = _unit(embed_texts(list(place)).astype(np.float64))  # (different prompts, D)
+    return _unit(np.stack([each[[place[prompt] for prompt in own]].mean(axis=0) for own in prompts]))
 
 
 def probabilities(scores: npt.ArrayLike, logit_scale: float) -> npt.NDArray[np.float32]:
@@ -158,31 +219,20 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, less empty ones at its end; an empty one inside would shift the labels and is kept."""
-    lines = [line.strip() for line in _text(path).rstrip().split("\n")]
-    if lines == [""]:
-        raise ValueError(f"{path} is empty; write one entry a line")
-    return lines
-
-
-def _json_names(path: Path) -> list[str]:
-    try:
-        names = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); write a list of names") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f'{path} is not a list of names; write ["cat", "dog"], in the order of the labels')
-    return names
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from error
+def _checked_prompts(names: list[str], prompts: list[list[str]], source: str) -> list[list[str]]:
+    """Each class's prompts with its name in their places; ValueError where a class has none, or an empty one, or all
+    those of another."""
+    filled = [[fill(p.strip(), name) for p in own] for name, own in zip(names, prompts, strict=True)]
+    first: dict[tuple[str, ...], str] = {}
+    for name, own in zip(names, filled, strict=True):
+        if not own or "" in own:
+            raise ValueError(f"class {name!r} of {source} has {'an empty' if own else 'no'} prompt; write one for it")
+        if (other := first.setdefault(tuple(sorted(own)), name)) != name:
+            raise ValueError(
+                f"classes {other!r} and {name!r} of {source} have the same prompts, so their scores always tie; write "
+                "others, or merge them"
+            )
+    return filled
 
 
 def _known() -> str:

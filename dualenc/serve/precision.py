@@ -36,6 +36,7 @@ class Served:
         self.precision = _chosen(encoder) if precision == "auto" else precision
         if self.precision in CASTS:
             self._cast()
+        encoder.trace_text()
         self._probe()  # the first pass of a tower takes longer than those after it
 
     def begin(self, threads: int) -> None:

@@ -232,7 +232,8 @@ def test_the_real_one_is_loaded_quietly_and_as_the_index_was_made(encoder, encod
     assert (served.dim, served.fingerprint) == (encoder.dim, encoder.fingerprint)
     assert served.logit_scale == pytest.approx(encoder.model.logit_scale.exp().item())
     texts = ["a dog", "two dogs and a cat"]
-    assert np.array_equal(served.embed_texts(texts), encoder.embed_texts(texts))
+    # as one graph (dualenc.model.traced), whose products are summed in another order
+    np.testing.assert_allclose(served.embed_texts(texts), encoder.embed_texts(texts), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])

@@ -29,15 +29,16 @@ def made(monkeypatch):
     return use_fake_encoders(monkeypatch)
 
 
-def served(scenario, *folders, **settings):
-    """Run `scenario(service, live)` with a service of these folders, the first of which is named a."""
+def served(scenario, *folders, patience=30, **settings):
+    """Run `scenario(service, live)` with a service of these folders, the first of which is named a. patience: seconds
+    after which it is taken to hang."""
 
     async def main():
         names = dict(zip("abc", folders, strict=False))
         service = Service(Settings(names, **{"threads": 2, **settings}))
         await service.start()
         try:
-            return await asyncio.wait_for(scenario(service, service.live(None)), 30)
+            return await asyncio.wait_for(scenario(service, service.live(None)), patience)
         finally:
             await asyncio.wait_for(service.stop(), 10)
 
@@ -626,4 +627,4 @@ def test_memory_stays_flat_over_many_requests(folder, made, monkeypatch):
         await some(20_000, 80_000)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
 
-    served(scenario, folder, threads=1)
+    served(scenario, folder, patience=900, threads=1)
