@@ -3,6 +3,7 @@ shown."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -161,9 +162,13 @@ def test_another_number_of_ranks_and_workers_goes_on_with_the_same(make, whole):
 def everyone(processes):
     """SIGTERM to the run and to its loader's workers, as SLURM and systemd send it, and soon again."""
     ids = [process.pid for process in processes]
-    children = [int(n) for pid in ids for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    children: list[int] = []
+    for pid in ids:
+        with contextlib.suppress(FileNotFoundError):  # it has just ended
+            children += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
     for pid in [*children, *ids]:
-        os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
     time.sleep(0.005)
     processes[0].terminate()
 

@@ -93,9 +93,11 @@ def serving(folder: Path, ranges: bool = True) -> Iterator[Server]:
 
 def in_use() -> tuple[int, int]:
     """Open files of this process, sockets left out (the server has some), and its children, zombies included."""
-    files = 0
+    files = children = 0
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):
             files += not os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
-    tasks = Path("/proc/self/task").iterdir()
-    return files, sum(len((task / "children").read_text().split()) for task in tasks)
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
+            children += len((task / "children").read_text().split())
+    return files, children
