@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+os.environ.setdefault("DUALENC_CLASSIFIERS", "off")  # tests keep nothing in the user's cache
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny towers: more threads only get in each other's way
 
 import dualenc.torchvision_ops  # noqa: F401  (before whatever a test imports)

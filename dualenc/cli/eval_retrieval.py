@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 from dualenc.cli.common import command
 from dualenc.cli.eval_zeroshot import zeroshot_part
-from dualenc.cli.evaluation import embedded_data, finish, report_options
+from dualenc.cli.evaluation import (
+    Part,
+    add_published,
+    check_published,
+    embedded_data,
+    finish,
+    published_option,
+    report_options,
+)
 
 
 def register(evaluations: Any) -> None:
@@ -21,26 +31,82 @@ def register(evaluations: Any) -> None:
     report_options(parser)
     parser.add_argument("--ks", default="1,5,10", help="values of K (default 1,5,10)")
     parser.add_argument(
+        "--bootstrap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="draws behind the 95 %% intervals; 0: none (default 1000)",
+    )
+    parser.add_argument(
+        "--by", nargs="+", default=[], metavar="COLUMN", help="also by group: the values of these metadata columns"
+    )
+    parser.add_argument(
+        "--same", metavar="COLUMN", help="images that share a value of this metadata column share their captions"
+    )
+    parser.add_argument(
+        "--per-query", metavar="FILE", help="write each query's rank, best hits and scores to this parquet file"
+    )
+    published_option(parser)
+    parser.add_argument("--index", help="also search through this index, beside the exact numbers")
+    parser.add_argument(
         "--zeroshot", nargs="+", default=[], metavar="DATA", help="also classify these shards with classnames.txt"
     )
     parser.add_argument("--composition", action="store_true", help="also compare true captions with swapped ones")
 
 
 def run(options: argparse.Namespace) -> int:
-    from dualenc.evaluate.composition import evaluate_composition
-    from dualenc.evaluate.retrieval import evaluate_retrieval
+    from dualenc.index.index import Index
 
-    try:
-        ks = tuple(int(k) for k in options.ks.split(","))
-    except ValueError:
-        raise ValueError(f"--ks {options.ks!r} is not a list of whole numbers; write 1,5,10") from None
+    ks = _ks(options.ks)
+    if options.bootstrap < 0:
+        raise ValueError(f"--bootstrap {options.bootstrap}: a number of draws is 0 or more")
+    check_published(options, "retrieval")
+    index = Index.open(options.index) if options.index else None  # before the work: a wrong path is told at once
     encoder, embedded = embedded_data(options, options.data)
     if not len(embedded.texts):
         raise ValueError(f"{options.data}: no captions, so there is nothing to look for; retrieval needs pairs")
-    parts = [evaluate_retrieval(encoder, embedded, ks)]
+    parts = _retrieval_parts(options, encoder, embedded, ks, index)
+    add_published(options, parts)
     several = len(options.zeroshot) > 1
     for data in options.zeroshot:
         parts.append(zeroshot_part(options, encoder, embedded_data(options, data, encoder)[1], data, named=several))
     if options.composition:
+        from dualenc.evaluate.composition import evaluate_composition
+
         parts.append(evaluate_composition(encoder, embedded))
     return finish(options, encoder, parts, "Retrieval")
+
+
+def _retrieval_parts(
+    options: argparse.Namespace, encoder: Any, embedded: Any, ks: Sequence[int], index: Any
+) -> list[Part]:
+    """Exact retrieval; then what else was asked of the same ranks, which are counted once."""
+    from dualenc.evaluate.metrics import retrieval_ranks, sides
+    from dualenc.evaluate.per_query import per_query, write_per_query
+    from dualenc.evaluate.retrieval import evaluate_retrieval, same_images
+    from dualenc.evaluate.sections import check_dim
+    from dualenc.evaluate.through_index import evaluate_through_index
+
+    check_dim(encoder, embedded)
+    same = same_images(embedded, options.same)
+    rows = embedded.images, embedded.texts, embedded.image_row
+    ranks = retrieval_ranks(*rows, ks, same=same)
+    chosen: dict[str, Any] = {"bootstrap": options.bootstrap, "by": options.by, "same": options.same}
+    parts: list[Part] = [evaluate_retrieval(encoder, embedded, ks, ranks=ranks, **chosen)]
+    # Lists of right rows, which may be long, only where a query has others than its own.
+    relevant = {way: side[2] for way, side in sides(*rows, ks, same=same).items()} if options.same else None
+    if index is not None:
+        parts.append(
+            evaluate_through_index(index, embedded, parts[0][0], ks, encoder=encoder, ranks=ranks, relevant=relevant)
+        )
+    if options.per_query:
+        write_per_query(options.per_query, per_query(embedded, ranks, relevant=relevant))
+        sys.stderr.write(f"per query: {options.per_query}\n")
+    return parts
+
+
+def _ks(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(int(k) for k in text.split(",")))
+    except ValueError:
+        raise ValueError(f"--ks {text!r} is not a list of whole numbers; write 1,5,10") from None

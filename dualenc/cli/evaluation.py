@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from dualenc.cli.common import compute, compute_options, is_store, print_json, printable, used_for
 
 ENCODER = "encoder folder, .ckpt, open_clip NAME:TAG, or hf-hub:org/repo"
-CLASSES = "class names: a,b,c, a .txt or .json file, or imagenet"
-TEMPLATES = "prompt templates: imagenet, simple, plain, a .txt file, or one such as 'a photo of a {}.'"
+CLASSES = "class names: a,b,c, a .txt or .json file (a list, or an object {class: prompts}), FILE.json#NAME, or imagenet"
+TEMPLATES = (
+    "prompt templates: imagenet, simple, plain, a .txt or .json file, FILE.json#NAME, or one such as 'a photo of a {}.'"
+)
 Part = tuple[dict[str, Any], Any]  # what an `evaluate_*` function returns: values of the report, a section of the page
 
 
@@ -22,6 +25,31 @@ def report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--curve", help="metrics.csv of the training run (default: log/metrics.csv beside the encoder)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     compute_options(parser)
+
+
+def published_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--published",
+        metavar="DATA",
+        help="compare with open_clip's published numbers for imagenet, imagenetv2, cifar10, cifar100, flickr30k or coco; exit "
+        "code 1 where they differ by more than 0.2 points",
+    )
+
+
+def check_published(options: argparse.Namespace, task: str) -> None:
+    """ValueError, before the work, where nothing is published of this encoder, this data or this task."""
+    if options.published:
+        from dualenc.evaluate.published import check_names
+
+        check_names(options.encoder, options.published, task)
+
+
+def add_published(options: argparse.Namespace, parts: list[Part]) -> None:
+    """The comparison with what is published, where it was asked for, as one more part."""
+    if options.published:
+        from dualenc.evaluate.published import compare_published
+
+        parts.append(compare_published(parts[0][0], options.encoder, options.published))
 
 
 def embedded_data(options: argparse.Namespace, data: str, encoder: Any = None) -> tuple[Any, Any]:
@@ -44,33 +72,37 @@ def embedded_data(options: argparse.Namespace, data: str, encoder: Any = None) -
 
 
 def finish(options: argparse.Namespace, encoder: Any, parts: list[Part], title: str) -> int:
+    """Write what was asked for, and print the tables; the exit code. encoder: one, or a list of those compared."""
+    from dualenc.evaluate.provenance import provenance
     from dualenc.evaluate.report import write_report
-    from dualenc.model.folder import versions
 
     report = {key: value for values, _ in parts for key, value in values.items()}
     if options.out:
-        beside = Path(encoder.path).parent / "log" / "metrics.csv"
-        curve = options.curve or (beside if Path(encoder.path).exists() and beside.is_file() else None)
-        provenance = {
-            "command": " ".join(["dualenc", *sys.argv[1:]]),
-            "encoder": encoder.path,
-            "fingerprint": encoder.fingerprint,
-            "data": options.data,
-            "versions": versions(),
-        }
-        page = write_report(options.out, report, [section for _, section in parts], curve, provenance, title)
+        curve = options.curve or _own_curve(encoder)
+        others = [getattr(options, "data_b", None), *getattr(options, "zeroshot", [])]
+        data = [options.data, *filter(None, others)]
+        made = provenance(["dualenc", *sys.argv[1:]], encoder, data)
+        page = write_report(options.out, report, [section for _, section in parts], curve, made, title)
         sys.stderr.write(f"report: {page}\n")
+    differs = any(key.startswith("published/") and key.endswith("/agrees") and not report[key] for key in report)
     if options.json:
         print_json(report)
-        return 0
+        return int(differs)
     for _, section in parts:
-        sys.stdout.write(f"\n{section.title}: {section.about}\n")
+        sys.stdout.write(f"\n{printable(section.title)}: {printable(section.about)}\n")
         for table in section.tables:
-            _print_table(table)
-    return 0
+            print_table(table)
+    return int(differs)
 
 
-def _print_table(table: Any) -> None:
+def _own_curve(encoder: Any) -> Path | None:
+    """The metrics of the run that trained this encoder, where they lie beside it."""
+    path = Path("" if isinstance(encoder, list) else encoder.path)
+    beside = path.parent / "log" / "metrics.csv"
+    return beside if path.name and path.exists() and beside.is_file() else None
+
+
+def print_table(table: Any) -> None:
     def cell(value: Any) -> str:
         if isinstance(value, str):
             return printable(value)
@@ -83,3 +115,5 @@ def _print_table(table: Any) -> None:
         sys.stdout.write(
             "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() + "\n"
         )
+    for line in textwrap.wrap(printable(table.note), 110):
+        sys.stdout.write(f"  {line}\n")

@@ -1,0 +1,137 @@
+"""`dualenc eval compare`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dualenc.cli.common import command, compute_options, is_store
+from dualenc.cli.eval_zeroshot import read_prompts
+from dualenc.cli.evaluation import ENCODER, embedded_data, finish
+
+
+class Measured(NamedTuple):
+    """What one encoder made of the data."""
+
+    path: str
+    fingerprint: str
+    embedded: Any
+    classed: list[Any]  # for each --zeroshot: (keys of the labelled images, ranks of their right classes, classes)
+
+
+def register(evaluations: Any) -> None:
+    parser = command(
+        evaluations,
+        "compare",
+        run,
+        "two encoders on the same queries: differences with intervals, and whether they are more than chance",
+        "dualenc eval compare --encoder runs/a/encoder --encoder runs/b/encoder --data shards/test --out runs/compare",
+    )
+    parser.add_argument(
+        "--encoder",
+        action="append",
+        required=True,
+        help=f"given twice, A and then B; differences are B less A; {ENCODER}",
+    )
+    parser.add_argument("--data", required=True, help="shards or a folder of images with captions; or a store of A's")
+    parser.add_argument("--data-b", metavar="STORE", help="a store of B's, where --data is one of A's")
+    parser.add_argument(
+        "--zeroshot",
+        nargs="+",
+        default=[],
+        metavar="DATA",
+        help="also compare accuracy on these shards with classnames.txt",
+    )
+    parser.add_argument("--ks", default="1,5,10", help="values of K (default 1,5,10)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws behind intervals and p values (default 0)")
+    parser.add_argument(
+        "--out", help="write report.json, report.html and queries.parquet (each query's two ranks) into this folder"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    compute_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from dualenc.evaluate.compare_page import evaluate_compare
+    from dualenc.evaluate.per_query import write_per_query
+
+    ks = _ks(options.ks)
+    _check(options)
+    for data in options.zeroshot:
+        read_prompts(data)  # what is wrong with them is told before the work
+    a, b = (_measured(options, i) for i in range(2))
+    if a.fingerprint == b.fingerprint and options.data_b is None:
+        raise ValueError(f"{a.path} and {b.path} are one encoder ({a.fingerprint[:12]}…): there is nothing to compare")
+    more = [outcome for i in range(len(options.zeroshot)) for outcome in _class_outcomes(options, i, a, b)]
+    compared = evaluate_compare(a.embedded, b.embedded, (a.path, b.path), ks, more, seed=options.seed)
+    if options.out:
+        write_per_query(Path(options.out) / "queries.parquet", compared.queries)
+        sys.stderr.write(f"queries: {Path(options.out) / 'queries.parquet'}\n")
+    options.curve = None  # two encoders have two
+    return finish(options, [a, b], [(compared.report, compared.section)], "Two encoders compared")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What is wrong with the options alone: told before any work."""
+    if len(options.encoder) != 2:
+        raise ValueError(
+            f"--encoder is given {len(options.encoder)} time(s), and a comparison takes two: --encoder A --encoder B"
+        )
+    if is_store(options.data) and options.data_b is None:
+        raise ValueError(
+            f"{options.data} is a store, which holds one encoder's embeddings; give the other's with --data-b, or shards "
+            "that both can embed"
+        )
+    if options.data_b is not None and not (is_store(options.data_b) and is_store(options.data)):
+        raise ValueError("--data-b takes B's store beside A's in --data; for shards, --data alone is enough")
+
+
+def _measured(options: argparse.Namespace, i: int) -> Measured:
+    """Encoder i's embeddings and classes; the encoder itself is let go before the next one is loaded."""
+    data = options.data_b if i and options.data_b else options.data
+    own = argparse.Namespace(**{**vars(options), "encoder": options.encoder[i], "curve": None})
+    encoder, embedded = embedded_data(own, data)
+    if not len(embedded.texts):
+        raise ValueError(f"{data}: no captions, so there is nothing to look for; retrieval needs pairs")
+    classed = [_classed(own, encoder, data) for data in options.zeroshot]
+    return Measured(encoder.path, encoder.fingerprint, embedded, classed)
+
+
+def _classed(options: argparse.Namespace, encoder: Any, data: str) -> tuple[list[str], Any, int]:
+    from dualenc.evaluate.classifier import classifier
+    from dualenc.evaluate.labels import labels
+    from dualenc.evaluate.metrics import class_ranks
+    from dualenc.evaluate.same_rows import image_keys
+    from dualenc.evaluate.zeroshot import class_scores
+
+    classes, templates = read_prompts(data)
+    embedded = embedded_data(options, data, encoder)[1]
+    row, target = labels(embedded, classes.names)
+    rank = class_ranks(class_scores(embedded.images[row], classifier(encoder, classes, templates)), target)
+    keys = image_keys(embedded)
+    return [keys[r] for r in row], rank, len(classes.names)
+
+
+def _class_outcomes(options: argparse.Namespace, i: int, a: Measured, b: Measured) -> list[Any]:
+    from dualenc.evaluate.compare import class_outcomes, matched
+
+    (keys, rank, classes), (other_keys, other_rank, _) = a.classed[i], b.classed[i]
+    name = Path(options.zeroshot[i]).name
+    several = len(options.zeroshot) > 1
+    rank_b = other_rank[matched(keys, other_keys, "labelled images")]
+    return class_outcomes(
+        rank,
+        rank_b,
+        classes,
+        f"zeroshot/{name}" if several else "zeroshot",
+        f"Zero-shot {name}" if several else "Zero-shot",
+    )
+
+
+def _ks(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(int(k) for k in text.split(",")))
+    except ValueError:
+        raise ValueError(f"--ks {text!r} is not a list of whole numbers; write 1,5,10") from None

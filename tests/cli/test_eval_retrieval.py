@@ -1,0 +1,140 @@
+"""`dualenc eval retrieval` from end to end on a store and an index of a few rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from dualenc.cli import main
+from tests.small import sample, write_tar
+
+COLOURS = ("red", "green", "blue", "yellow", "black", "white", "purple", "orange")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, encoder_folder) -> Path:
+    """A folder with an encoder, a store of 16 images with two captions each, and an index of it."""
+    folder = tmp_path_factory.mktemp("made")
+    shutil.copytree(encoder_folder, folder / "encoder")
+    members = []
+    for i in range(16):
+        colour = COLOURS[i % 8]
+        captions = [f"a {colour} picture", f"{colour} number {i}"]
+        members += sample(
+            f"k{i:02}", colour, captions, seed=i, json={"light": "day" if i % 4 else "night", "pair": i % 8}
+        )
+    write_tar(folder / "shards" / "0.tar", members)
+    embed = ["embed", "--encoder", str(folder / "encoder"), "--data", str(folder / "shards"), "--workers", "0"]
+    assert main([*embed, "--accelerator", "cpu", "--out", str(folder / "store")]) == 0
+    assert main(["index", "build", str(folder / "store"), str(folder / "index"), "--recipe", "flat"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(made, capsys, monkeypatch):
+    """The command with some options; what it prints, read as JSON where that was asked for."""
+    monkeypatch.chdir(made)
+
+    def one(*words: str) -> str:
+        capsys.readouterr()
+        assert main(["eval", "retrieval", "--encoder", "encoder", "--data", "store", *words]) == 0, (
+            capsys.readouterr().err
+        )
+        return capsys.readouterr().out
+
+    return one
+
+
+@pytest.fixture
+def refused(made, capsys, monkeypatch):
+    monkeypatch.chdir(made)
+
+    def one(*words: str) -> str:
+        capsys.readouterr()
+        assert main(["eval", "retrieval", "--encoder", "encoder", "--data", "store", *words]) != 0
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+        return line
+
+    return one
+
+
+def test_all_of_it_at_once(run, made, tmp_path):
+    file, out = tmp_path / "queries.parquet", tmp_path / "out"
+    words = ["--ks", "2,1,2", "--bootstrap", "100", "--by", "light", "--index", "index", "--per-query", str(file)]
+    printed = run(*words, "--out", str(out))
+    report = json.loads((out / "report.json").read_text())
+    for way in ("text_to_image", "image_to_text"):
+        for k in (1, 2):
+            low, value, high = (report[f"{way}/recall@{k}{end}"] for end in ("/low", "", "/high"))
+            assert low <= value <= high
+    assert report["index/text_to_image/recall@2"] == report["text_to_image/recall@2"]  # a flat index is exact
+    assert report["by/light/day/count"] == 12 and report["by/light/night/count"] == 4
+    table = pq.read_table(file)
+    assert table.num_rows == 32 + 16
+    rank = np.array(table["rank"])[np.array(table["way"]) == "text_to_image"]
+    assert (rank <= 1).mean() == report["text_to_image/recall@1"]
+    assert rank.mean() == report["text_to_image/mean_rank"]
+    assert "Worst group" in printed and "Gap, best less worst" in printed and "Through the index" in printed
+    assert printed.index("Recall@2") < printed.index("Recall@1")  # the order in which they were asked for, each once
+    assert "light" in (out / "report.html").read_text()
+
+
+def test_what_is_not_asked_for_is_not_there(run):
+    report = json.loads(run("--json", "--bootstrap", "0"))
+    assert not [key for key in report if key.endswith(("/low", "/high")) or key.startswith(("by/", "index/"))]
+    assert {"text_to_image/recall@1", "text_to_image/recall@10", "image_to_text/median_rank"} <= report.keys()
+    assert "text_to_image/recall@1/low" in json.loads(run("--json"))
+
+
+def test_the_same_numbers_again(run):
+    words = ["--json", "--bootstrap", "50", "--by", "light"]
+    assert run(*words) == run(*words)
+
+
+def test_images_of_one_pair_share_their_captions(run, tmp_path):
+    """Images i and i + 8 have the same colour, and first captions with the same words."""
+    words = ["--ks", "1", "--json", "--bootstrap", "0"]
+    alone = json.loads(run(*words))
+    file = tmp_path / "queries.parquet"
+    shared = json.loads(run(*words, "--same", "pair", "--index", "index", "--per-query", str(file)))
+    assert shared["text_to_image/mean_rank"] < alone["text_to_image/mean_rank"]
+    assert shared["text_to_image/recall@1/chance"] == pytest.approx(2 * alone["text_to_image/recall@1/chance"])
+    assert shared["index/text_to_image/recall@1"] == shared["text_to_image/recall@1"]
+    table = pq.read_table(file)
+    assert [sum(hit["right"] for hit in hits) for hits in table["hits"].to_pylist()[:32]] != [1] * 32
+    assert (np.array(table["rank"])[:32] == 1).mean() == shared["text_to_image/recall@1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--ks", "1,x"], "--ks '1,x' is not a list of whole numbers"),
+        (["--ks", ""], "--ks '' is not a list"),
+        (["--ks", "17"], "k is 17, but the gallery has only 16 rows"),
+        (["--ks", "0"], "k is 0"),
+        (["--bootstrap", "-1"], "--bootstrap -1"),
+        (["--by", "colour"], "no column 'colour' to group by; it has key"),
+        (["--same", "colour"], "no column 'colour'"),
+        (["--index", "nowhere"], "nowhere"),
+    ],
+)
+def test_refused(refused, words, says):
+    assert says in refused(*words)
+
+
+def test_a_wrong_index_is_told_before_the_work(refused, monkeypatch):
+    def embed(*_args, **_more):
+        raise AssertionError("embedded")
+
+    monkeypatch.setattr("dualenc.cli.eval_retrieval.embedded_data", embed)
+    assert "nowhere" in refused("--index", "nowhere")
+
+
+def test_the_batch_size_changes_no_number(run):
+    words = ["--data", "shards", "--workers", "0", "--accelerator", "cpu", "--bootstrap", "20", "--json"]
+    assert run(*words, "--batch-size", "3") == run(*words, "--batch-size", "16")
