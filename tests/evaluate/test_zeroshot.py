@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import doctest
+import types
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from dualenc.evaluate import labels as labels_module
+from dualenc.evaluate import zeroshot_page
+from dualenc.evaluate.calibration import confidences, cross_fitted_scales, expected_calibration_error, fitted_scale
+from dualenc.evaluate.groups import by_group_of
+from dualenc.evaluate.intervals import draws
+from dualenc.evaluate.labels import holds_lists, labels
 from dualenc.evaluate.metrics import zero_shot_metrics
 from dualenc.evaluate.zeroshot import (
-    TABLE_ROWS,
     class_scores,
     classifier,
     classify,
     evaluate_zeroshot,
-    labels,
 )
+from dualenc.evaluate.zeroshot_numbers import accuracy_intervals, by_groups, drawn_accuracies, judge
+from dualenc.evaluate.zeroshot_page import TABLE_ROWS, class_table, wilson
+from dualenc.evaluate.zeroshot_scale import calibrated, own_scale
+from dualenc.model.names import Classes
 
 CLASSES = ["cat", "dog", "bird"]
 PROMPTS = ["a photo of a {}", "{c} outdoors"]
@@ -27,9 +42,10 @@ def animals(encoder, samples):
 
 
 def test_report_equals_the_metrics_of_the_labelled_rows(encoder, animals):
-    report, section = evaluate_zeroshot(encoder, animals, CLASSES, PROMPTS)
+    report, section = evaluate_zeroshot(encoder, animals, CLASSES, PROMPTS, times=200)
     rows, target = [0, 1, 2, 3, 5], [0, 1, 2, 1, 1]
     expected = zero_shot_metrics(animals.images[rows] @ classifier(encoder, CLASSES, PROMPTS).T, target)
+    between = {key: report.pop(key) for key in list(report) if key.endswith(("/low", "/high"))}
     assert report == {
         **{f"zeroshot/{key}": value for key, value in expected.items()},
         "zeroshot/acc1/chance": 1 / 3,
@@ -37,16 +53,36 @@ def test_report_equals_the_metrics_of_the_labelled_rows(encoder, animals):
         "zeroshot/images": 5,
         "zeroshot/unlabelled": 1,
         "zeroshot/classes": 3,
+        "zeroshot/prompts": 6,
         "zeroshot/templates": 2,
+        "zeroshot/absent": 0,
+        "zeroshot/absent_names": None,
         "zeroshot/recall/cat": 1.0,
         "zeroshot/recall/dog": pytest.approx(2 / 3),
         "zeroshot/recall/bird": 1.0,
     }
     assert report["zeroshot/acc1"] == 0.8
     assert report["zeroshot/acc5"] is None
+    assert {key.split("/")[1] for key in between} == {"acc1", "mean_per_class_recall"}
+    assert between["zeroshot/acc1/low"] < 0.8 < between["zeroshot/acc1/high"]
     by_class = section.tables[1]
     assert [row[0] for row in by_class.rows] == CLASSES
     assert [row[3] for row in by_class.rows] == ["", "cat (1×)", ""]
+    assert section.headlines[0].share.interval == (between["zeroshot/acc1/low"], between["zeroshot/acc1/high"])
+
+
+def test_scores_are_those_of_the_labelled_rows(encoder, samples):
+    data = samples([["stone"], ["dog"], ["stone"], ["cat"], ["bird"]], label=[None, 1, None, 0, 2])
+    report, section = evaluate_zeroshot(encoder, data, CLASSES, ["{}"], times=0, examples=9)
+    assert (report["zeroshot/acc1"], report["zeroshot/unlabelled"]) == (1.0, 2)
+    shown = {example.query.text: example.items[0].text for example in section.examples[0].rows}
+    assert shown == {"dog": "dog", "cat": "cat", "bird": "bird"}
+
+
+def test_no_draws_no_intervals(encoder, animals):
+    report, section = evaluate_zeroshot(encoder, animals, CLASSES, PROMPTS, times=0, by=["key"])
+    assert not any(key.endswith(("/low", "/high")) for key in report)
+    assert section.headlines[0].share.interval is None
 
 
 def test_several_evaluations_do_not_share_keys(encoder, animals):
@@ -138,3 +174,211 @@ def test_classify_gives_the_best_name_and_cosines(encoder):
 def test_scores_of_rows_that_hold_nan_are_refused():
     with pytest.raises(ValueError, match="1 of 2 rows of images hold NaN"):
         class_scores([[np.nan, 0.0], [1.0, 0.0]], np.eye(2))
+
+
+def slow_accuracies(rank, target, rows):
+    """acc1, acc5 and mean-per-class recall of rows drawn with replacement, class by class."""
+    rank, target = np.asarray(rank)[rows], np.asarray(target)[rows]
+    recalls = [np.mean(rank[target == c] == 0) for c in set(target.tolist())]
+    return [np.mean(rank < 1), np.mean(rank < 5), np.mean(recalls)]
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 4)), min_size=1, max_size=20), st.integers(0, 99))
+def test_accuracies_of_a_draw_equal_those_of_the_drawn_rows(pairs, seed):
+    rank, target = map(np.array, zip(*pairs, strict=True))
+    rows = np.random.default_rng(seed).integers(len(rank), size=(3, len(rank)))
+    counts = np.stack([np.bincount(some, minlength=len(rank)) for some in rows]).astype(float)
+    expected = [slow_accuracies(rank, target, some) for some in rows]
+    assert drawn_accuracies(rank, target)(counts) == pytest.approx(np.array(expected))
+
+
+def test_intervals_are_the_ends_of_the_drawn_accuracies():
+    rng = np.random.default_rng(0)
+    rank, target = rng.integers(0, 8, 60), rng.integers(0, 5, 60)
+    found = accuracy_intervals(rank, target, times=150, seed=7)
+    rows = [np.repeat(np.arange(60), counts.astype(int)) for block in draws(60, 150, 7) for counts in block]
+    slow = np.quantile([slow_accuracies(rank, target, some) for some in rows], [0.025, 0.975], axis=0)
+    assert np.array(list(found.values())) == pytest.approx(slow.T)
+
+
+def test_by_group_each_group_is_as_if_it_were_alone(encoder):
+    rng = np.random.default_rng(1)
+    scores = rng.standard_normal((120, 6)).astype(np.float32)
+    target = rng.integers(0, 6, 120)
+    judged = judge(np.arange(120), target, scores, None)
+    group = [["day", "night", None][i] for i in rng.choice(3, 120, p=[0.3, 0.6, 0.1])]
+    report, table = by_groups(judged, 6, group, "by/light/", times=80, seed=2)
+
+    def metric(rows):
+        names = ("acc1", "acc5", "mean_per_class_recall")
+        return dict(zip(names, slow_accuracies(judged.rank, target, rows), strict=True))
+
+    expected, _ = by_group_of(metric, group, None, 80, 2, "by/light/")
+    assert report == pytest.approx(expected)
+    day = [i for i, name in enumerate(group) if name == "day"]
+    alone = zero_shot_metrics(scores[day], target[day])
+    assert {key: report[f"by/light/day/{key}"] for key in alone} == pytest.approx(alone)
+    assert table.columns == ["light", "Samples", "Right at first", "Right among five", "Mean over classes"]
+    few = by_groups(judge(np.arange(120), target % 3, scores[:, :3], None), 3, group, "by/light/", times=0)
+    assert few[1].columns == ["light", "Samples", "Right at first", "Mean over classes"]
+
+
+def test_groups_of_a_column_follow_the_labelled_rows(encoder, animals):
+    animals.metadata = animals.metadata.append_column("light", pa.array(["day", "day", "night", None, "day", "night"]))
+    report, section = evaluate_zeroshot(encoder, animals, CLASSES, PROMPTS, by=["light", "key"], times=50)
+    assert report["zeroshot/by/light/day/count"] == 2  # the third has no label
+    assert report["zeroshot/by/light/night/acc1"] == 0.5  # row 5 is a cat that is called a dog
+    assert report["zeroshot/by/light/worst_group/acc1"] == "night"
+    assert report["zeroshot/by/light/gap/acc1"] == 0.5
+    assert report["zeroshot/by/light/left_out"] == 1
+    assert report["zeroshot/by/key/k5/acc1"] == 0.0
+    assert [table.columns[0] for table in section.tables].count("light") == 1
+
+
+def test_a_group_column_that_is_not_there_is_told_before_the_work(encoder, animals):
+    with pytest.raises(ValueError, match="no column 'weather'"):
+        evaluate_zeroshot(encoder, animals, CLASSES, PROMPTS, by=["weather"])
+    assert encoder.calls == []
+
+
+def test_absent_classes_are_counted_named_and_left_out_of_the_mean(encoder, animals):
+    report, section = evaluate_zeroshot(encoder, animals, [*CLASSES, "cow", "eel"], PROMPTS, times=0)
+    assert (report["zeroshot/absent"], report["zeroshot/absent_names"]) == (2, "cow, eel")
+    assert report["zeroshot/mean_per_class_recall"] == pytest.approx((1 + 2 / 3 + 1) / 3)
+    assert "zeroshot/recall/cow" not in report
+    assert "cow, eel" in section.tables[1].note
+
+
+def test_classes_may_have_prompts_of_their_own(encoder, animals):
+    own = Classes(["cat", "dog", "bird"], [["cat outdoors", "a photo of a cat"], ["a photo of a dog"], ["bird"]])
+    report, section = evaluate_zeroshot(encoder, animals, own, times=0)
+    assert sorted(encoder.calls[0]) == sorted(["cat outdoors", "a photo of a cat", "a photo of a dog", "bird"])
+    assert report["zeroshot/prompts"] == 4
+    assert "zeroshot/templates" not in report
+    assert "by prompts of their own (1 to 2 prompts each)" in section.about
+    with pytest.raises(ValueError, match="prompts of their own"):
+        evaluate_zeroshot(encoder, animals, own, ["a {}"])
+
+
+@pytest.mark.parametrize("name", ["classes.csv", "classes.parquet"])
+def test_every_class_is_written_where_it_was_asked_for(encoder, animals, tmp_path, name):
+    evaluate_zeroshot(encoder, animals, [*CLASSES, "cow"], PROMPTS, times=0, per_class=tmp_path / name)
+    read = pyarrow.csv.read_csv if name.endswith("csv") else pyarrow.parquet.read_table
+    table = read(tmp_path / name).to_pydict()
+    assert table["class"] == [*CLASSES, "cow"]
+    assert table["images"] == [1, 3, 1, 0]
+    assert table["right"] == [1, 2, 1, 0]
+    assert table["recall"] == [1.0, pytest.approx(2 / 3), 1.0, None]
+    assert table["low"][1] == pytest.approx(0.2077, abs=1e-4)
+    assert table["low"][3] is None
+    assert table["mistaken_for"][1] == "cat (1×)"
+
+
+def test_a_file_of_another_kind_is_refused_before_the_work(encoder, animals, tmp_path):
+    with pytest.raises(ValueError, match=r"\.csv or \.parquet"):
+        evaluate_zeroshot(encoder, animals, CLASSES, PROMPTS, per_class=tmp_path / "classes.xlsx")
+    assert encoder.calls == []
+
+
+def test_wilson_intervals_by_the_book():
+    """Newcombe 1998, table I, method 3: 81/263, 15/148, 0/20, 1/29."""
+    low, high = wilson(np.array([81, 15, 0, 1]), np.array([263, 148, 20, 29]))
+    assert low.round(4).tolist() == [0.2553, 0.0624, 0.0, 0.0061]
+    assert high.round(4).tolist() == [0.3662, 0.1605, 0.1611, 0.1718]
+
+
+class Scale:
+    """`model.logit_scale` as torch has it."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def detach(self):
+        return self
+
+    def exp(self):
+        return np.exp(self.value)
+
+
+def test_calibration_at_the_encoders_own_scale_and_fitted(encoder, samples):
+    """Half of the captions name another animal besides, so the encoder is not always right."""
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 3, 60)
+    texts = [f"{CLASSES[t]} {CLASSES[rng.integers(3)]} word{i}" for i, t in enumerate(target)]
+    data = samples([[text] for text in texts], label=target)
+    encoder.model = types.SimpleNamespace(logit_scale=Scale(np.log(100.0)))
+    assert own_scale(encoder) == pytest.approx(100)
+    report, section = evaluate_zeroshot(encoder, data, CLASSES, ["{}"], times=0)
+    scores = data.images @ encoder.embed_texts(CLASSES).T
+    assert report["zeroshot/logit_scale"] == pytest.approx(100)
+    assert 100 / report["zeroshot/temperature"] == pytest.approx(fitted_scale(scores, target), rel=1e-4)
+    own = confidences(scores, target, report["zeroshot/logit_scale"])
+    right = scores.argmax(axis=1) == target
+    assert report["zeroshot/ece"] == pytest.approx(expected_calibration_error(own.top, right))
+    assert report["zeroshot/nll"] == pytest.approx(own.nll)
+    assert report["zeroshot/brier"] == pytest.approx(own.brier)
+    assert report["zeroshot/nll_fitted"] < report["zeroshot/nll"]
+    unseen = confidences(scores, target, cross_fitted_scales(scores, target, 100.0))  # not the images it was fitted on
+    assert report["zeroshot/nll_fitted"] == pytest.approx(unseen.nll)
+    assert report["zeroshot/ece_fitted"] == pytest.approx(expected_calibration_error(unseen.top, right))
+    assert unseen.nll > 1.0001 * confidences(scores, target, 100 / report["zeroshot/temperature"]).nll
+    assert report["zeroshot/ece_bins"] == 15
+    assert section.tables[1].rows[0][0] == "As it is (logit scale 100.0)"
+    assert section.figures[0].title == "Is it as sure as it is right?"
+    assert f"expected calibration error {100 * report['zeroshot/ece']:.1f} %" in section.figures[0].words
+
+
+def test_an_encoder_without_a_scale_has_no_calibration(encoder, animals):
+    report, section = evaluate_zeroshot(encoder, animals, CLASSES, PROMPTS)
+    assert own_scale(encoder) is None
+    assert not any("ece" in key or "temperature" in key for key in report)
+    assert [panel.title for panel in section.figures] == ["Confusions, % of the right class"]
+
+
+def test_the_temperature_lies_between_those_of_the_halves():
+    rng = np.random.default_rng(4)
+    target = rng.integers(0, 4, 200)
+    scores = (0.1 * rng.standard_normal((200, 4)) + 0.1 * np.eye(4)[target]).astype(np.float32)
+    found = calibrated(scores, target, scores.argmax(axis=1) == target, 100.0)
+    assert found.fitted == pytest.approx(fitted_scale(scores, target), rel=1e-4)
+    assert found.temperature == pytest.approx(100 / found.fitted)
+
+
+def test_one_labelled_image_has_neither_intervals_nor_calibration(encoder, samples):
+    data = samples([["cat"], ["dog"]], label=[0, None])
+    encoder.model = types.SimpleNamespace(logit_scale=Scale(1.0))
+    report, _ = evaluate_zeroshot(encoder, data, CLASSES, ["{}"])
+    assert report["zeroshot/acc1"] == 1.0
+    assert not any(key.endswith("/low") or "ece" in key for key in report)
+
+
+def test_the_same_seed_gives_the_same_numbers(encoder, animals):
+    encoder.model = types.SimpleNamespace(logit_scale=Scale(3.0))
+    first, second, other = (
+        evaluate_zeroshot(encoder, animals, CLASSES, PROMPTS, times=50, seed=seed, by=["label"])[0]
+        for seed in (1, 1, 2)
+    )
+    assert first == second
+    assert first != other
+
+
+def test_numbers_and_names_are_no_lists():
+    table = pa.table(
+        {"number": [1, 2], "name": ["cat", None], "odd": ["[cat]", "[0]"], "none": pa.nulls(2, pa.string())}
+    )
+    assert not any(holds_lists(table, column) for column in [*table.column_names, "missing"])
+
+
+def test_the_class_table_of_a_collapsed_encoder_says_what_ties(constant_encoder):
+    judged = judge(np.arange(3), np.array([0, 1, 1]), np.full((3, 3), 0.5, np.float32), None)
+    assert judged.predicted.tolist() == [1, 0, 0]
+    named = types.SimpleNamespace(classes=CLASSES, unique=CLASSES)
+    assert class_table(judged, named)["mistaken_for"].to_pylist() == ["dog (1×)", "cat (2×)", ""]
+
+
+@pytest.mark.parametrize("module", [labels_module, zeroshot_page])
+def test_the_examples_in_the_docstrings_hold(module):
+    result = doctest.testmod(module)
+    assert result.failed == 0
+    assert result.attempted > 0
