@@ -1,4 +1,4 @@
-"""`dualenc search` and `dualenc classify` on odd data and odd surroundings."""
+"""`dualenc search` on odd data and odd surroundings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from dualenc import Index
@@ -449,31 +448,6 @@ def test_a_foreign_encoder_is_refused(index: Path, capsys: pytest.CaptureFixture
     DualEncoder(loaded("vit", seed=1), device="cpu").save("foreign")
     assert main(["search", "index", "cat", "--encoder", "foreign"]) == 1
     assert "search with that encoder" in capsys.readouterr().err
-
-
-def test_classify_leaves_out_what_does_not_decode(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("pictures").mkdir()
-    for name in ("a", "c"):
-        Path(f"pictures/{name}.png").write_bytes(png(colour=COLOURS["red"]))
-    Path("pictures/b.png").write_bytes(b"no picture")
-    words = [
-        "classify",
-        "--encoder",
-        str(encoder_folder),
-        "--classes",
-        "red,blue",
-        "pictures",
-        "--out",
-        "labels.parquet",
-    ]
-    assert main(words) == 1
-    assert "b.png" in capsys.readouterr().err
-    table = pq.read_table("labels.parquet").to_pylist()
-    assert [Path(row["path"]).name for row in table] == ["a.png", "c.png"]
-    assert all(row["label"] == max(("red", "blue"), key=lambda name: row[f"score: {name}"]) for row in table)
 
 
 def test_scoring_without_weights_is_refused(

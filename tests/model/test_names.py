@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 import subprocess
 import sys
 
@@ -10,7 +11,18 @@ import numpy as np
 import pytest
 
 from dualenc.model import names
-from dualenc.model.names import class_files, class_names, fill, probabilities, templates, zero_shot_classifier
+from dualenc.model.names import (
+    Classes,
+    class_files,
+    class_names,
+    class_prompts,
+    classifier_of,
+    fill,
+    probabilities,
+    read_classes,
+    templates,
+    zero_shot_classifier,
+)
 
 
 def test_docstring_examples():
@@ -107,7 +119,18 @@ def test_class_lists_that_cannot_be_told_apart(text, says):
         ("c.txt", b"", "is empty"),
         ("c.txt", b"caf\xe9\ndog", "is not UTF-8 text"),
         ("c.json", b"[1, 2]", "is not a list of names"),
-        ("c.json", b'{"0": "cat"}', "is not a list of names"),
+        ("c.json", b'{"0": "cat", "1": "dog"}', "gives numbers where names belong"),
+        ("c.json", b'{"cat": 1, "dog": "a dog"}', "is not a list of names"),
+        ("c.json", b'{"cat": ["a", 2], "dog": "a dog"}', "is not a list of names"),
+        ("c.json", b'{"cat": "a cat", "cat": "two cats", "dog": "a dog"}', "has 'cat' twice"),
+        ("c.json", b'{"cat": "a cat", "cat ": "two cats", "dog": "a dog"}', "names the class 'cat' 2 times"),
+        ("c.json", b'{"cat": [], "dog": "a dog"}', "class 'cat' of .* has no prompt"),
+        ("c.json", b'{"cat": ["a cat", "  "], "dog": "a dog"}', "class 'cat' of .* has an empty prompt"),
+        ("c.json", b'{"cat": "a pet", "dog": ["a pet "]}', "'cat' and 'dog' of .* have the same prompts"),
+        ("c.json", b'{"cat": "a cat"}', "names 1 class"),
+        ("c.json", b'{"pets": {"cat": "a cat", "dog": "a dog"}}', r"several sets \(pets\); name one, as .*c.json#NAME"),
+        ("c.json", b"{}", "names 0 class"),
+        ("c.json", b"[" * 100_000, "is not valid JSON"),
         ("c.json", b"[", "is not valid JSON"),
         ("c.json", b'["cat"]', "names 1 class"),
     ],
@@ -115,13 +138,57 @@ def test_class_lists_that_cannot_be_told_apart(text, says):
 def test_class_files_that_cannot_be_used(tmp_path, name, data, says):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=says) as error:
-        class_names(tmp_path / name)
+        read_classes(tmp_path / name)
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_class_file():
     with pytest.raises(FileNotFoundError, match=r"gone.json: no such class file"):
         class_names("gone.json")
+
+
+def test_prompts_of_each_class(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text('{"crane": ["a {} in water", "a bird: the {c}"], " dog": "a dog\'s photo"}')
+    assert read_classes(path) == (["crane", "dog"], [["a crane in water", "a bird: the crane"], ["a dog's photo"]])
+    classes = read_classes(str(path))
+    assert class_prompts(classes) == class_prompts(classes, templates()) == classes.prompts
+    with pytest.raises(ValueError, match=r"prompts of their own \('a crane in water', …\).*leave the templates out"):
+        class_prompts(classes, ["a {}"])
+    with pytest.raises(ValueError, match="has prompts for each class, where names alone are wanted"):
+        class_names(path)
+
+
+def test_one_of_several_sets(tmp_path):
+    path = tmp_path / "en.json"
+    sets = {
+        "pets": ["cat", "dog"],
+        "birds": {"owl": "an owl", "crow": ["a crow"]},
+        "t": ["a {}", "the {c} "],
+        "u": ["a"],
+    }
+    path.write_text(json.dumps(sets))
+    assert read_classes(f"{path}#pets") == (["cat", "dog"], None)
+    assert read_classes(f"{path}#birds") == (["owl", "crow"], [["an owl"], ["a crow"]])
+    assert templates(f"{path}#t") == ["a {}", "the {c}"]
+    for wrong, says in (("#pet", "no set 'pet'; it has pets"), ("#zzz", "it has pets, birds, t, u")):
+        with pytest.raises(ValueError, match=says):
+            read_classes(f"{path}{wrong}")
+    with pytest.raises(ValueError, match=r"template 1 of .*#u \('a'\) has no place"):
+        templates(f"{path}#u")
+    with pytest.raises(ValueError, match="#birds is not a list of templates"):
+        templates(f"{path}#birds")
+    with pytest.raises(ValueError, match=r"holds several sets \(pets, birds, t, u\); name one"):
+        templates(path)
+    path.write_text('["a {}", "b {c}"]')
+    assert templates(path) == ["a {}", "b {c}"]
+    with pytest.raises(ValueError, match="has no set 'x'; it has no named sets: leave out #x"):
+        templates(f"{path}#x")
+    with pytest.raises(FileNotFoundError, match=r"gone.json: no such class file or template file"):
+        templates("gone.json#x")
+    hashed = tmp_path / "a.json#b.json"  # a file of that very name
+    hashed.write_text('["cat", "dog"]')
+    assert class_names(hashed) == ["cat", "dog"]
 
 
 def test_names_and_templates_beside_the_shards(tmp_path):
@@ -206,6 +273,19 @@ def test_classifier_equals_open_clips():
     assert np.abs(zero_shot_classifier(embed, classes, prompts) - theirs.numpy().T).max() < 1e-6
 
 
+def test_classes_may_have_different_numbers_of_prompts_and_share_some():
+    embed, prompts = word_embedder(), [["a", "b", "c"], ["d"], ["b", "d", "b"]]
+    seen: list[str] = []
+    got = classifier_of(lambda texts: (seen.extend(texts), embed(texts))[1], prompts)
+    assert seen == ["a", "b", "c", "d"]  # each once
+    for row, own in zip(got, prompts, strict=True):
+        each = [embed([prompt])[0].astype(np.float64) for prompt in own]  # "b" counts twice where it stands twice
+        mean = sum(e / np.linalg.norm(e) for e in each) / len(own)
+        assert row == pytest.approx(mean / np.linalg.norm(mean), abs=1e-6)
+    with pytest.raises(ValueError, match="class 1 has no prompt"):
+        classifier_of(embed, [["a"], []])
+
+
 def test_prompts_are_embedded_in_parts_of_bounded_size(monkeypatch):
     monkeypatch.setattr(names, "_PROMPTS_AT_ONCE", 10)
     embed, sizes = word_embedder(), []
@@ -216,7 +296,7 @@ def test_prompts_are_embedded_in_parts_of_bounded_size(monkeypatch):
         return embed(texts)
 
     in_parts = zero_shot_classifier(counting, classes, prompts)
-    assert sizes == [8, 8, 8, 8, 8, 4]
+    assert sizes == [12, 8, 12, 8, 4]  # whole classes, each where its first prompt lies
     monkeypatch.undo()
     assert np.array_equal(in_parts, zero_shot_classifier(embed, classes, prompts))
 
@@ -225,6 +305,8 @@ def test_prompts_are_embedded_in_parts_of_bounded_size(monkeypatch):
 def test_a_classifier_of_too_little_is_refused(classes, prompts):
     with pytest.raises(ValueError, match="two classes and one template"):
         zero_shot_classifier(word_embedder(), classes, prompts)
+    with pytest.raises(ValueError, match="two classes and one template"):
+        class_prompts(Classes(classes), prompts)
 
 
 def test_probabilities_sum_to_one_and_do_not_overflow():
