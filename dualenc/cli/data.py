@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from dualenc.cli import data_quality
 from dualenc.cli.common import command, group, print_json
 
 
@@ -13,6 +14,7 @@ def register(commands: Any) -> None:
     verbs = group(commands, "data", "make, check and measure shards")
     for add in (_add_scenes, _add_pack, _add_check, _add_bench, _add_mine):
         add(verbs)
+    data_quality.add(verbs)
 
 
 def _add_scenes(verbs: Any) -> None:
