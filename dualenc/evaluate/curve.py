@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dualenc.evaluate.figure import LINES, legend, panel
 from dualenc.evaluate.sections import Panel
 
 MOST_POINTS = 300  # more are averaged in groups: the page stays small and the line readable
-MOST_LINES = 4
-# Written into the SVG by matplotlib, then replaced by the page's CSS variables, so that dark mode has its own colours.
-INK, GRID = "#010203", "#040506"
-LINES = ["#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"]
-STYLES = ["-", "--", "-.", ":"]  # lines differ by more than their colour
+MOST_LINES = len(LINES)
 
 Series = tuple[list[float], list[float]]  # steps, values
 
@@ -81,39 +77,20 @@ def _interest(name: str) -> tuple[int, str]:
 
 
 def _panel(title: str, series: Mapping[str, Series], percent: bool) -> Panel:
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 11, "text.parse_math": False}
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(4.8, 3.0), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        for i, (name, (steps, values)) in enumerate(series.items()):
+    def draw(axes: Any) -> None:
+        for name, (steps, values) in series.items():
             x, y = thinned(steps), thinned([100 * v for v in values] if percent else values)
-            marker = "o" if len(x) < 40 and percent else None
-            label, colour = _label(name), LINES[i]
-            axes.plot(x, y, STYLES[i], color=colour, linewidth=2, marker=marker, markersize=4, label=label)
-        axes.set_xlabel("optimizer steps", color=INK)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(GRID)
-        axes.tick_params(colors=INK, length=0)
-        axes.grid(True, color=GRID, linewidth=0.8)
-        axes.set_axisbelow(True)
+            axes.plot(x, y, marker="o" if len(x) < 40 and percent else None, markersize=4, label=_label(name))
+        axes.set_xlabel("optimizer steps")
         axes.margins(x=0.02)
         if percent:
             axes.set_ylim(0, 102)
         if len(series) > 1:
-            figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, handlelength=2.4)
-        data = io.StringIO()
-        figure.savefig(data, format="svg", transparent=True, metadata={"Date": None})
+            legend(axes)
+
     last = [f"{_label(name)} ends at {_value(values[-1], percent)}" for name, (_, values) in series.items()]
-    return Panel(
-        title,
-        _inline(data.getvalue()),
-        f"{title} over {max(s[-1] for s, _ in series.values()):,.0f} steps: " + ", ".join(last),
-    )
+    steps = max(steps[-1] for steps, _ in series.values())
+    return panel(title, f"{title} over {steps:,.0f} steps: " + ", ".join(last), draw)
 
 
 def thinned(values: Sequence[float]) -> list[float]:
@@ -135,16 +112,3 @@ def _label(name: str) -> str:
     """A metric's name as people say it: "val/text_to_image/recall@1" -> "text → image R@1"."""
     plain = re.sub(r"^val/", "", name).replace("_to_", " → ").replace("/recall@", " R@")
     return re.sub(r"[/_]", " ", plain)
-
-
-def _inline(svg: str) -> str:
-    """matplotlib's SVG without its file header and fixed size, its stand-in colours as CSS variables."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)  # the page's own font
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # nothing refers to these, and two figures would share them
-    for i, colour in enumerate(LINES):
-        svg = svg.replace(colour, f"var(--line-{i + 1})")
-    return svg.replace(INK, "var(--quiet)").replace(GRID, "var(--rule)")

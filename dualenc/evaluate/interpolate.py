@@ -174,9 +174,9 @@ def measure(encoder: DualEncoder, alpha: float, tasks: Sequence[Task], **setting
     for task in tasks:
         embedded: Any = embed_source(encoder, task.source, **settings)
         if task.classes:
-            found: Any = evaluate_zeroshot(encoder, embedded, task.classes, task.templates, examples=0)[0]
+            found: Any = evaluate_zeroshot(encoder, embedded, task.classes, task.templates, examples=0, times=0)[0]
         else:
-            found = evaluate_retrieval(encoder, embedded, examples=0)[0]
+            found = evaluate_retrieval(encoder, embedded, examples=0, bootstrap=0)[0]
         metrics[task.role] = {name: found[name] for name in (ACCURACIES if task.classes else RECALLS) if name in found}
     scores = {task.role: score(metrics[task.role]) for task in tasks}
     return Point(alpha, scores, metrics)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
-from dualenc.evaluate.curve import GRID, INK, LINES, STYLES, Panel, _inline
+from dualenc.evaluate.figure import INK, LINES, STYLES, legend, panel
 from dualenc.evaluate.interpolate import Point, best
+from dualenc.evaluate.sections import Panel
 
 MOST_LABELS = 11  # points that have their α beside them; of more, every second, third, … has
+SIZE = (4.8, 3.4)  # inches
 
 
 def name_of(alpha: float) -> str:
@@ -35,61 +36,38 @@ def _over_alpha(points: Sequence[Point]) -> Panel:
     series = {f"{role} task": [100 * point.scores[role] for point in points] for role in points[0].scores}
     if len(series) > 1:
         series["mean"] = [100 * point.mean for point in points]
-    figure, axes = _axes("α: 0 the starting weights, 1 the tuned ones", "")
-    axes.axvline(chosen.alpha, color=INK, linewidth=1, linestyle=":", zorder=1)
-    for i, (name, y) in enumerate(series.items()):
-        axes.plot(x, y, STYLES[i], color=LINES[i], linewidth=2, marker="o", markersize=4, label=name, zorder=3)
-    axes.margins(x=0.04, y=0.12)
-    if len(series) > 1:
-        figure.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=INK, handlelength=2.4)
+
+    def draw(axes: Any) -> None:
+        axes.axvline(chosen.alpha, color=INK, linewidth=1, linestyle=":", zorder=1)
+        for i, (name, y) in enumerate(series.items()):
+            axes.plot(x, y, STYLES[i], color=LINES[i], marker="o", markersize=4, label=name, zorder=3)
+        axes.set_xlabel("α: 0 the starting weights, 1 the tuned ones")
+        axes.margins(x=0.04, y=0.12)
+        if len(series) > 1:
+            legend(axes, columns=3)
+
     at = ", ".join(f"{name} {y[points.index(chosen)]:.1f} %" for name, y in series.items())
     words = f"Scores at {len(points)} values of α; the best is {name_of(chosen.alpha)}, with {at}"
-    return Panel("Score over α, %", _svg(figure, "over"), words)
+    return panel("Score over α, %", words, draw, SIZE)
 
 
 def _against(points: Sequence[Point]) -> Panel:
     chosen = best(points)
     x, y = ([100 * point.scores[role] for point in points] for role in ("old", "new"))
-    figure, axes = _axes("old task, %", "new task, %")
-    axes.plot(x, y, "-", color=LINES[0], linewidth=2, marker="o", markersize=5, zorder=3)
-    at = points.index(chosen)
-    axes.plot(x[at], y[at], "*", color=LINES[1], markersize=15, zorder=4)
-    every = -(-len(points) // MOST_LABELS)
-    for i, point in enumerate(points):
-        if i % every == 0 or point in (chosen, points[-1]):
-            text = f"α = {name_of(point.alpha)}" if i == 0 or point == chosen else name_of(point.alpha)
-            axes.annotate(
-                text, (x[i], y[i]), (6, 5), textcoords="offset points", color=INK, fontsize=9, annotation_clip=False
-            )
-    axes.margins(0.12)
+    at, every = points.index(chosen), -(-len(points) // MOST_LABELS)
+
+    def draw(axes: Any) -> None:
+        axes.plot(x, y, marker="o", markersize=5, zorder=3)
+        axes.plot(x[at], y[at], "*", color=LINES[1], markersize=15, zorder=4)
+        for i, point in enumerate(points):
+            if i % every == 0 or point in (chosen, points[-1]):
+                text = f"α = {name_of(point.alpha)}" if i == 0 or point == chosen else name_of(point.alpha)
+                axes.annotate(text, (x[i], y[i]), (6, 5), textcoords="offset points", fontsize=9, annotation_clip=False)
+        axes.set_xlabel("old task, %")
+        axes.set_ylabel("new task, %")
+        axes.margins(0.12)
+
     words = "New task against old task along α: " + "; ".join(
         f"{name_of(point.alpha)}: new {b:.1f} %, old {a:.1f} %" for point, a, b in zip(points, x, y, strict=True)
     )
-    return Panel("New task against old task, %", _svg(figure, "against"), words)
-
-
-def _axes(x: str, y: str) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.8, 3.4), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes: Any = figure.add_subplot()
-    axes.set_xlabel(x, color=INK, fontsize=11)
-    axes.set_ylabel(y, color=INK, fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GRID)
-    axes.tick_params(colors=INK, length=0, labelsize=11)
-    axes.grid(True, color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _svg(figure: Any, salt: str) -> str:
-    import matplotlib
-
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 11, "text.parse_math": False}
-    data = io.StringIO()
-    with matplotlib.rc_context(settings):
-        figure.savefig(data, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(data.getvalue())
+    return panel("New task against old task, %", words, draw, SIZE)

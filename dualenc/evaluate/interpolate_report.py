@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from dualenc.evaluate.interpolate import Point, Task, best
 from dualenc.evaluate.interpolate_plot import name_of, panels
-from dualenc.evaluate.report import percent, write_report
-from dualenc.evaluate.sections import Headline, Panel, Section, Share, Table
+from dualenc.evaluate.report import write_report
+from dualenc.evaluate.sections import Headline, Section, Share, Table
+from dualenc.evaluate.words import percent
 
 ENDS = {0.0: "start", 1.0: "tuned"}
 CHOSEN_BY = {1: "the score on the new task", 2: "the mean of the scores on the new and the old task"}
@@ -57,7 +56,8 @@ def section(points: Sequence[Point], tasks: Sequence[Task]) -> Section:
             "told by data that had no part in the choice."
         ),
         headlines=headlines,
-        tables=[Table([_drawn(tasks)], [[_figures(panels(points))]]), _table(points, tasks, chosen)],
+        tables=[_table(points, tasks, chosen)],
+        figures=panels(points),
     )
 
 
@@ -79,14 +79,3 @@ def _title(task: Task) -> str:
 def _ends(points: Sequence[Point], task: Task) -> str:
     said = [f"{ENDS[p.alpha]} {percent(p.scores[task.role])}" for p in points if p.alpha in ENDS]
     return "; ".join([task.metric, *said])
-
-
-def _drawn(tasks: Sequence[Task]) -> str:
-    return "The curve" + (", over α and as one task against the other" if len(tasks) > 1 else " over α")
-
-
-def _figures(drawn: Sequence[Panel]) -> Markup:
-    """The figures as HTML; their SVG is drawn by us, its labels escaped by matplotlib."""
-    figure = Markup('<figure style="max-width:560px" role="img" aria-label="{}"><h3>{}</h3>{}</figure>')
-    inside = [figure.format(panel.words, panel.title, Markup(panel.svg)) for panel in drawn]
-    return Markup('<div class="two">{}</div>').format(Markup("").join(inside))

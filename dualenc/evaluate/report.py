@@ -16,12 +16,13 @@ from PIL import Image
 from dualenc.data.shards import read_at
 from dualenc.evaluate.curve import panels
 from dualenc.evaluate.sections import Panel, Picture, Section, Share
+from dualenc.evaluate.words import bar, cell, flat, grouped, interval, nearest, number, numeric, percent, values
 from dualenc.files import whole_file, write_json
 from dualenc.images import decode
 
 THUMBNAIL = 224  # pixels on the longer side: sharp at the size the page shows it, also on a phone's dense screen
+FOLD = 40  # rows; a longer table opens at a click, so that what comes after it is not pages away
 TEMPLATES = Path(__file__).parent / "templates"
-THIN = "\u202f"  # a narrow space that does not break, between a number and its unit
 
 
 def write_report(
@@ -73,18 +74,26 @@ def render(
     environment.filters |= {
         "percent": percent,
         "interval": interval,
+        "bar": bar,
         "number": number,
+        "cell": cell,
+        "numeric": numeric,
         "thumbnail": thumbnail,
-        "drawn": Markup,
-    }  # drawn by us, its labels escaped by matplotlib
+        "drawn": Markup,  # by us, its labels escaped by matplotlib
+    }
     environment.tests["share"] = lambda value: isinstance(value, Share)
+    made = {key.removeprefix("provenance/"): value for key, value in provenance.items()}
     return environment.get_template("report.html.jinja").render(
         title=title,
-        report=report,
+        subtitle=[nearest(str(made[key])) for key in ("encoder", "data", "date") if made.get(key)],
+        count=len(report),
+        values=values(report),
         sections=sections,
         headlines=[headline for section in sections for headline in section.headlines],
         curve=curve,
-        provenance={key.removeprefix("provenance/"): value for key, value in provenance.items()},
+        command=made.pop("command", None),
+        provenance=grouped(made),
+        fold=FOLD,
     )
 
 
@@ -97,56 +106,5 @@ def thumbnail(picture: Picture, side: int = THUMBNAIL) -> str | None:
         return None
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     data = io.BytesIO()
-    image.save(
-        data, "JPEG", quality=87, subsampling=0, optimize=True
-    )  # no subsampling: small pictures keep their colours
+    image.save(data, "JPEG", quality=87, subsampling=0, optimize=True)  # not subsampled: small pictures keep colours
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
-
-
-def interval(share: Share) -> str:
-    """`69.1–72.8`: the interval's ends in percent; "" where there is none."""
-    if share.interval is None:
-        return ""
-    return "–".join(percent(end).removesuffix(f"{THIN}%") for end in share.interval)
-
-
-def percent(fraction: float) -> str:
-    """A fraction in percent, with as many digits as it takes not to read 0.
-
-    >>> [percent(value).replace(THIN, " ") for value in (0.706, 1, 0.0002, 0.99999)]
-    ['70.6 %', '100 %', '0.02 %', '99.9 %']
-    """
-    value = 100 * fraction
-    digits = 0 if value in (0, 100) else 1 if value >= 0.095 else 2 if value >= 0.0095 else 4
-    text = f"{value:.{digits}f}"
-    return f"{'99.9' if text == '100.0' else text}{THIN}%"
-
-
-def number(value: Any) -> str:
-    """A value of report.json as text: counts with separators, fractions with four digits.
-
-    >>> number(25000), number(0.70634), number(None), number("mean")
-    ('25,000', '0.7063', '–', 'mean')
-    """
-    if value is None:
-        return "–"
-    if isinstance(value, bool | str):
-        return str(value)
-    if isinstance(value, float):
-        return f"{value:,.4f}"
-    return f"{value:,}"
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level of keys with "/" between.
-
-    >>> flat({"versions": {"torch": "2.13"}, "seed": 0})
-    {'versions/torch': '2.13', 'seed': 0}
-    """
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            out |= flat(value, f"{prefix}{key}/")
-        else:
-            out[f"{prefix}{key}"] = value if isinstance(value, str | int | float | None) else str(value)
-    return out

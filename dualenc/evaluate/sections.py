@@ -75,11 +75,11 @@ class Item(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A query and what the encoder ranked first, best first. found: whether the first one is right."""
+    """A query and what the encoder ranked first, best first. found: whether the first one is right; None: no question."""
 
     query: Item
     items: list[Item]
-    found: bool
+    found: bool | None
     note: str = ""
 
 

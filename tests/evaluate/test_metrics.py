@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 
 import dualenc.evaluate
 from dualenc.evaluate import recall_at_k, zero_shot_metrics
-from dualenc.evaluate.metrics import chance_recall, class_ranks, left_out, per_class_recall, retrieval_metrics
+from dualenc.evaluate.metrics import (
+    chance_recall,
+    class_ranks,
+    left_out,
+    per_class_recall,
+    retrieval_metrics,
+    retrieval_ranks,
+    sides,
+)
+from dualenc.evaluate.ranks import ranks
 
 GRID = st.sampled_from([-1.0, 0.0, 0.5, 1.0])
 
@@ -35,13 +44,14 @@ def slow_recall(query, gallery, relevant, k):
 
 
 @pytest.mark.parametrize(
-    "name", ["metrics", "ranks", "composition", "zeroshot", "report", "curve", "sections", "retrieval", "grid"]
+    "name",
+    ["metrics", "ranks", "pairs", "rank_intervals", "composition", "zeroshot", "words", "curve", "retrieval", "grid"],
 )
 def test_docstring_examples(name):
     module = importlib.import_module(f"dualenc.evaluate.{name}")
     result = doctest.testmod(module)
     assert result.failed == 0
-    public = ("metrics", "ranks", "composition", "report")
+    public = ("metrics", "ranks", "pairs", "rank_intervals", "composition", "words")
     assert result.attempted > 0 or name not in public
 
 
@@ -133,6 +143,13 @@ def test_a_k_outside_the_gallery_is_refused(k):
         retrieval_metrics(np.eye(3), np.eye(3), [0, 1, 2], ks=(1, k))
 
 
+def test_a_k_must_fit_the_smaller_gallery():
+    with pytest.raises(ValueError, match="k is 3, but the gallery has only 2 rows"):
+        retrieval_metrics(np.eye(2), np.eye(2)[[0, 0, 1, 1]], [0, 0, 1, 1], ks=(3,))
+    with pytest.raises(ValueError, match="k is 3, but the gallery has only 2 rows"):
+        retrieval_metrics(np.eye(3), np.eye(3)[:2], [0, 1], ks=(3,), same=[-1, 4, 4])
+
+
 def slow_retrieval(images, texts, image_row, ks):
     own = {image: {t for t, row in enumerate(image_row) if row == image} for image in range(len(images))}
     out = {}
@@ -154,6 +171,73 @@ def test_retrieval_both_ways_with_several_captions_and_duplicates(data):
     got = retrieval_metrics(images, texts, image_row, ks)
     for name, value in slow_retrieval(images, texts, image_row, ks).items():
         assert got[name] == pytest.approx(value), name
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_images_that_are_the_same_are_right_for_each_others_captions(data):
+    rows = st.lists(GRID, min_size=2, max_size=2)
+    images = np.array(data.draw(st.lists(rows, min_size=1, max_size=6)), np.float32)
+    same = data.draw(st.lists(st.integers(-2, 2), min_size=len(images), max_size=len(images)))
+    alike = [{j for j, b in enumerate(same) if j == i or a == b >= 0} for i, a in enumerate(same)]
+    extra = data.draw(st.lists(st.integers(0, len(images) - 1), max_size=6))
+    image_row = data.draw(st.permutations([*range(len(images)), *extra]))
+    if len(alike[image_row[0]]) > 1 and image_row.count(image_row[0]) == 1:
+        image_row = image_row[1:]  # that image has no caption but the others'
+    texts = np.array(data.draw(st.lists(rows, min_size=len(image_row), max_size=len(image_row))), np.float32)
+    got = retrieval_metrics(images, texts, image_row, ks=(1,), same=same)
+    own = [{t for t, row in enumerate(image_row) if row in group} for group in alike]
+    assert got["text_to_image/recall@1"] == pytest.approx(slow_recall(texts, images, [alike[r] for r in image_row], 1))
+    assert got["image_to_text/recall@1"] == pytest.approx(slow_recall(images, texts, own, 1))
+    lists = {way: side[2] for way, side in sides(images, texts, image_row, (1,), same=same).items()}
+    assert [set(rows.tolist()) for rows in lists["text_to_image"]] == [alike[r] for r in image_row]
+    assert [set(rows.tolist()) for rows in lists["image_to_text"]] == own
+
+
+def test_a_copy_of_an_image_is_a_tie_unless_it_is_said_to_be_the_same():
+    images, texts = np.eye(2)[[0, 1, 1]], np.eye(2)[[0, 1, 1]]
+    assert retrieval_metrics(images, texts, [0, 1, 2], ks=(1,))["text_to_image/recall@1"] == 1 / 3
+    metrics = retrieval_metrics(images, texts, [0, 1, 2], ks=(1,), same=[-1, 4, 4])
+    assert [metrics[f"{way}/recall@1"] for way in ("text_to_image", "image_to_text")] == [1.0, 1.0]
+    found = retrieval_ranks(images, texts[:2], [0, 1], same=[-1, 4, 4])  # image 2 has no text but its copy's
+    assert found["image_to_text"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("same", "says"), [([0, 1], "one integer for each of 3 images"), ([0.0, 1.0, 1.0], "one integer for each")]
+)
+def test_what_is_the_same_must_be_numbers(same, says):
+    with pytest.raises(ValueError, match=says):
+        retrieval_metrics(np.eye(3), np.eye(3), [0, 1, 2], ks=(1,), same=same)
+
+
+def test_classes_are_no_copies(monkeypatch):
+    monkeypatch.setattr("dualenc.evaluate.pairs.MOST_PAIRS", 8)
+    with pytest.raises(
+        ValueError, match="9 pairs of caption and image would be right, above 8: images in 1 groups are"
+    ):
+        retrieval_metrics(np.eye(3), np.eye(3), [0, 1, 2], ks=(1,), same=[5, 5, 5])
+
+
+def test_one_pass_gives_the_ranks_of_the_two_ways_one_by_one():
+    rng = np.random.default_rng(4)
+    images, image_row = unit(rng, 70, 16), np.repeat(np.arange(70), 3)
+    texts = unit(rng, 210, 16) + 0.8 * images[image_row]
+    found = retrieval_ranks(images, texts, image_row)
+    for way, (query, gallery, relevant) in sides(images, texts, image_row, ks=()).items():
+        assert found[way].tolist() == ranks(query, gallery, relevant).tolist()
+
+
+def test_the_order_of_rows_changes_no_metric():
+    rng = np.random.default_rng(5)
+    images, image_row = unit(rng, 50, 16)[rng.integers(50, size=50)], np.arange(120) % 50  # with copies: ties
+    texts = images[image_row] + 3 * unit(rng, 120, 16)
+    expected = retrieval_metrics(images, texts, image_row)
+    assert 0 < expected["text_to_image/recall@1"] < expected["text_to_image/recall@10"] < 1
+    for seed in range(3):
+        shuffle = np.random.default_rng(seed)
+        i, t = shuffle.permutation(50), shuffle.permutation(120)
+        assert retrieval_metrics(images[i], texts[t], np.argsort(i)[image_row[t]]) == expected
 
 
 def test_ranks_count_from_one():
@@ -222,6 +306,7 @@ def test_chance_is_the_share_of_random_orders_that_hit():
             1 - comb(gallery - relevant, k) / comb(gallery, k)
         )
     assert chance_recall([1, 9], 10, 1) == pytest.approx((0.1 + 0.9) / 2)
+    assert chance_recall([1, 9, 9, 9], 10, 1) == pytest.approx((0.1 + 3 * 0.9) / 4)
 
 
 def slow_zero_shot(scores, target):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualenc.evaluate import ranks as module
-from dualenc.evaluate.ranks import pair_scores, ranks
+from dualenc.evaluate.ranks import pair_scores, ranks, ranks_both_ways
 
 # Values on a coarse grid: float32 and float64 dots are exact, and ties come often.
 GRID = st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0])
@@ -174,6 +174,63 @@ def test_only_rows_within_the_margin_are_scored_twice(monkeypatch):
     rng = np.random.default_rng(10)
     ranks(unit(rng, 200, 64), unit(rng, 2000, 64), np.arange(200)[:, None])
     assert sum(counted) < 200 + 200 + 2000 + 400_000 * 0.001  # relevant pairs, row lengths, a few near ties
+
+
+@st.composite
+def both_cases(draw):
+    query, gallery, _, block = draw(cases())
+    every = [(q, g) for q in range(len(query)) for g in range(len(gallery))]
+    return query, gallery, sorted(draw(st.sets(st.sampled_from(every)))), block
+
+
+@settings(max_examples=120, deadline=None)
+@given(both_cases())
+def test_both_ways_equal_the_definition_with_many_ties(case):
+    query, gallery, pairs, block = case
+    right = np.array(pairs, np.int64).reshape(-1, 2).T
+    rank, back = ranks_both_ways(query, gallery, (right[0], right[1]), block)
+    for found, own, others, asked in ((rank, query, gallery, pairs), (back, gallery, query, [p[::-1] for p in pairs])):
+        relevant = {i: [j for i_, j in asked if i_ == i] for i, _ in asked}
+        asks = sorted(relevant)
+        assert found[asks].tolist() == slow_ranks(own[asks], others, [relevant[i] for i in asks]).tolist()
+        assert np.delete(found, asks).tolist() == [-1] * (len(own) - len(asks))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_both_ways_are_the_two_one_by_one_whatever_the_block(dtype):
+    rng = np.random.default_rng(11)
+    images = unit(rng, 61, 40)
+    texts = np.concatenate([images, images + np.float32(1e-7) * unit(rng, 61, 40), unit(rng, 39, 40)]).astype(dtype)
+    images = images.astype(dtype)
+    image = np.concatenate([np.arange(61), rng.permutation(61), rng.integers(61, size=39)])
+    forth = ranks(texts, images, image[:, None])
+    back = ranks(images, texts, [np.flatnonzero(image == i) for i in range(61)])
+    assert np.median(forth) > 0 and len(set(back.tolist())) > 1
+    for block in (1, 7, 8, 60, 61, 160, 161, 1024):
+        found = ranks_both_ways(texts, images, (np.arange(161), image), block)
+        assert found[0].tolist() == forth.tolist()
+        assert found[1].tolist() == back.tolist()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("shape", [(1, 8), (255, 8), (256, 8), (600, 16), (3, 2040), (3, 2048), (2, 4200), (700, 2088)])
+def test_flags_are_counted_beyond_what_a_byte_holds(shape, axis):
+    for share in (1.0, 0.5):
+        mask = np.random.default_rng(12).random(shape) < share
+        assert module._flagged(mask, axis).tolist() == mask.sum(axis=axis).tolist()
+
+
+def test_a_block_wider_than_a_byte_counts_all_that_is_above():
+    rows = np.ones((2, 5000), np.float32)  # every row scores alike: 4,999 ties, in blocks of 4,096
+    gallery = np.concatenate([rows.T, [[0.5, 0.5]]]).astype(np.float32)
+    assert ranks([[1.0, 0.0]], gallery, [[5000]], block=4096).tolist() == [5000]
+    assert ranks_both_ways([[1.0, 0.0]], gallery, (np.array([0]), np.array([5000])), 4096)[1][5000] == 0
+
+
+def test_an_empty_side_asks_nothing():
+    none = np.empty(0, np.int64)
+    rank, back = ranks_both_ways(np.empty((0, 3)), GOOD, (none, none))
+    assert (rank.tolist(), back.tolist()) == ([], [-1, -1, -1])
 
 
 GOOD = np.eye(3, dtype=np.float32)

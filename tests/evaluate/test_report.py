@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import doctest
 import io
 import json
 import re
@@ -11,11 +12,15 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from dualenc.evaluate import words as spoken
 from dualenc.evaluate.composition import evaluate_composition
-from dualenc.evaluate.report import flat, number, percent, thumbnail, write_report
+from dualenc.evaluate.intervals import Interval
+from dualenc.evaluate.report import FOLD, thumbnail, write_report
 from dualenc.evaluate.retrieval import evaluate_retrieval
-from dualenc.evaluate.sections import Example, Examples, Headline, Item, Picture, Section, Share, Table
+from dualenc.evaluate.sections import Example, Examples, Headline, Item, Panel, Picture, Section, Share, Table
+from dualenc.evaluate.words import bar, flat, interval, number, numeric, percent, values
 from dualenc.evaluate.zeroshot import evaluate_zeroshot
+from tests.evaluate.everything import everything
 
 EVIL = "<script>alert('x')</script> & \"quotes\""
 
@@ -102,11 +107,11 @@ def test_page_shows_every_evaluation(whole):
     report, _, page = whole
     for words in (
         "All of it", "Text → image R@1", "Zero-shot colour", "Again", "Swapped relation", "Loss", "Validation, %",
-        "Image → text: examples", "chance", "versions/torch", "2.13.0", "dualenc eval retrieval", "Mean rank",
+        "Image → text: examples", "chance", "versions", "torch 2.13.0", "dualenc eval retrieval", "Mean rank",
     ):  # fmt: skip
         assert words in page.text, words
     assert percent(report["text_to_image/recall@1"]) in "".join(page.words)
-    assert len(page.all("svg")) == 2
+    assert len(page.all("svg")) == len(page.all("figure")) >= 2
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     targets = {a["href"] for a in page.all("a")}
@@ -116,7 +121,8 @@ def test_page_shows_every_evaluation(whole):
 def test_page_is_one_file_for_light_dark_and_phone(whole, tmp_path):
     _, _, page = whole
     html = (tmp_path / "out" / "report.html").read_text()
-    assert page.all("link") == page.all("script") == page.all("iframe") == []
+    assert page.all("script") == page.all("iframe") == []
+    assert page.all("link") == [{"rel": "icon", "href": "data:,"}]  # or a browser asks for /favicon.ico
     sources = [image["src"] for image in page.all("img")]
     assert len(sources) > 10
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
@@ -221,3 +227,111 @@ def test_percent_never_rounds_a_miss_away():
 
 def test_nested_provenance_becomes_flat_text():
     assert flat({"a": {"b": {"c": 1}}, "d": [1, 2]}) == {"a/b/c": 1, "d": "[1, 2]"}
+
+
+def test_the_examples_in_the_docstrings_hold():
+    result = doctest.testmod(spoken)
+    assert result.failed == 0
+    assert result.attempted >= 8
+
+
+def test_a_page_of_everything_is_whole(tmp_path):
+    report, sections, curve, provenance = everything(tmp_path)
+    write_report(tmp_path / "out", report, sections, curve, provenance, "Everything")
+    saved, page = written(tmp_path / "out")  # Page fails on a tag that is not closed, or out of order
+    assert saved["provenance/data/sha256"] == provenance["data/sha256"]
+    assert len(page.all("svg")) == 7
+    assert len(page.all("img")) == 4 * 4 + 3 + 4 + 6 + 2 * 2
+    assert page.text.count("picture not readable") == 4
+    assert "Nothing" not in page.text  # examples without rows
+    assert "صبي صغير يتسلق السلالم في بيت خشبي" in page.text
+    ids = [attributes["id"] for name, attributes in page.tags if "id" in attributes and name == "section"]
+    assert len(ids) == len(set(ids)) == 5
+
+
+def test_an_interval_is_a_band_on_the_bar_and_stands_in_words():
+    share = Share(0.5, 0.1, Interval(0.4, 0.65))
+    assert bar(share) == (50.0, (40.0, 25.0), 10.0)
+    assert interval(share) == "40.0–65.0"
+    assert interval(Share(0.5)) == interval(Share(0.5, None, Interval(float("nan"), float("nan")))) == ""
+    assert bar(Share(0.0, 0.0, Interval(0.0, 0.0))) == (0.0, (0.0, 0.0), 0.0)
+    assert bar(Share(1.0, 1.0, Interval(1.0, 1.0))) == (100.0, (100.0, 0.0), 100.0)
+
+
+def test_a_difference_has_its_sign_and_no_bar(tmp_path):
+    share = Share(-0.021, None, Interval(-0.034, 0.001))
+    assert bar(share) is None
+    assert bar(Share(0.01, None, Interval(-0.02, 0.04))) is None
+    assert interval(share) == "−3.4 to 0.1"
+    section = Section("T", "a", [Headline("B less A", share, "of recall@1")], [Table(["d"], [[share]])])
+    write_report(tmp_path, {}, [section])
+    _, page = written(tmp_path)
+    assert page.text.count("−2.1") == 2
+    assert not any(attributes.get("class") == "bar" for attributes in page.all("span"))
+
+
+def test_what_cannot_be_told_is_a_dash(tmp_path):
+    table = Table(
+        ["Metric", "Value"], [["acc5", Share(None)], ["ece", None], ["rank", 3], ["nan", Share(float("nan"))]]
+    )
+    write_report(tmp_path, {"acc5": None}, [Section("T", "a", tables=[table])])
+    _, page = written(tmp_path)
+    cells = page.text
+    assert "acc5 – ece – rank 3 nan –" in cells
+
+
+def test_long_tables_open_at_a_click_and_short_ones_are_there(tmp_path):
+    rows = [[f"class {i}", str(i)] for i in range(FOLD + 1)]
+    section = Section("T", "a", tables=[Table(["Class", "Images"], rows[:-1]), Table(["Class", "Images"], rows)])
+    write_report(tmp_path, {}, [section])
+    _, page = written(tmp_path)
+    assert len(page.all("details")) == 1
+    assert f"Class: {FOLD + 1} rows" in page.text
+    assert page.text.count(f"class {FOLD - 1}") == 2  # both hold all of their rows
+
+
+def test_numbers_stand_at_the_right_and_names_at_the_left():
+    table = Table(
+        ["", "Images", "Rank", "Share", "Mixed"],
+        [["a 1", "1,200", "3.5 [3, 4]", Share(0.5), "12"], ["b", "–", "", Share(0.1), "x"]],
+    )
+    assert numeric(table) == [False, True, True, False, False]
+
+
+def test_values_of_one_metric_stand_in_one_line():
+    report = {"acc1/chance": 0.1, "acc1": 0.5, "acc1/low": 0.4, "acc1/high": 0.6, "x/low": 1, "acc5": None}
+    lines = {line.key: line[1:] for line in values(report)}
+    assert lines == {
+        "acc1": ("0.5000", "0.4000 – 0.6000", "0.1000"),
+        "x/low": ("1", "", ""),
+        "acc5": ("–", "", ""),
+    }
+
+
+def test_an_example_may_be_neither_right_nor_wrong(tmp_path):
+    item = Item("a boat")
+    rows = [Example(item, [], None, "0.031"), Example(item, [], True, "found")]
+    write_report(tmp_path, {}, [Section("T", "a", examples=[Examples("e", "", rows)])])
+    _, page = written(tmp_path)
+    assert "a boat 0.031" in page.text and "✗" not in page.text and "✓ found" in page.text
+
+
+def test_the_page_forbids_itself_everything_but_its_own_pictures_and_style(whole):
+    (policy,) = [meta["content"] for meta in whole[2].all("meta") if "content" in meta and "src" in meta["content"]]
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+
+
+def test_a_figure_is_drawn_as_it_is_and_told_in_words(tmp_path):
+    panel = Panel("T <b>", "<svg><text>&lt;i&gt;</text></svg>", 'it says "more" & less')
+    write_report(tmp_path, {}, [Section("S", "a", figures=[panel])])
+    _, page = written(tmp_path)
+    assert page.all("figure")[0]["aria-label"] == 'it says "more" & less'
+    assert "T <b>" in page.text and page.all("b") == [] and "<i>" in page.text
+
+
+def test_the_head_says_of_what_and_when(tmp_path):
+    made = {"encoder": "/a/b/c/runs/mine/encoder", "data": "shards", "date": "2026-01-01 00:00:00 UTC"}
+    write_report(tmp_path, {}, provenance=made)
+    _, page = written(tmp_path)
+    assert "…/mine/encoder shards 2026-01-01 00:00:00 UTC" in page.text
+    assert page.text.count("/a/b/c/runs/mine/encoder") == 1

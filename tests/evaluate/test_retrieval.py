@@ -7,16 +7,17 @@ import json
 import numpy as np
 import pytest
 
-from dualenc.evaluate.metrics import retrieval_metrics
-from dualenc.evaluate.retrieval import SHOWN, evaluate_retrieval
-from dualenc.evaluate.sections import Picture
+from dualenc.evaluate.metrics import retrieval_metrics, retrieval_ranks
+from dualenc.evaluate.rank_intervals import rank_intervals
+from dualenc.evaluate.retrieval import SHOWN, evaluate_retrieval, same_images
+from dualenc.evaluate.sections import Picture, Share
 
 WORDS = ["red circle", "blue square", "green star", "black ring", "pink cross", "large moon", "tiny sun", "old hat"]
 
 
 def test_report_holds_the_metrics_their_chance_and_the_sizes(encoder, samples):
     data = samples([[word, f"a picture with {word}"] for word in WORDS])
-    report, section = evaluate_retrieval(encoder, data, ks=(1, 3))
+    report, section = evaluate_retrieval(encoder, data, ks=(1, 3), bootstrap=0)
     metrics = retrieval_metrics(data.images, data.texts, data.image_row, ks=(1, 3))
     assert report == {
         **metrics,
@@ -36,6 +37,111 @@ def test_report_holds_the_metrics_their_chance_and_the_sizes(encoder, samples):
         "Image → text R@1",
     ]
     assert section.headlines[0].share.value == metrics["text_to_image/recall@1"]
+
+
+def half_right(samples):
+    """40 images with two captions each: a fifth of the images have another one's place."""
+    data = samples([[f"word{i} other{i}", f"word{i} more{i}"] for i in range(40)], light=["day", "night"] * 20)
+    data.images[:8] = data.images[[1, 2, 3, 4, 5, 6, 7, 0]]
+    return data
+
+
+def test_every_number_has_its_interval(encoder, samples):
+    data = half_right(samples)
+    report, section = evaluate_retrieval(encoder, data, ks=(1, 5), bootstrap=200, seed=3)
+    ranks = retrieval_ranks(data.images, data.texts, data.image_row)
+    owner = {"text_to_image": data.image_row, "image_to_text": np.arange(40)}
+    expected = rank_intervals(ranks, owner, (1, 5), 200, 3)
+    assert len(expected) == 8
+    for name, (low, high) in expected.items():
+        assert (report[f"{name}/low"], report[f"{name}/high"]) == (low, high)
+        assert low <= report[name] <= high
+    assert report["text_to_image/recall@1/low"] < report["text_to_image/recall@1/high"]
+    cells = [cell for row in section.tables[0].rows for cell in row if isinstance(cell, Share)]
+    assert [cell.interval for cell in cells[:2]] == [
+        expected["text_to_image/recall@1"],
+        expected["image_to_text/recall@1"],
+    ]
+    assert section.headlines[0].share == cells[0]
+    low, high = expected["text_to_image/mean_rank"]
+    assert section.tables[0].rows[2][1] == f"{report['text_to_image/mean_rank']:.1f} [{low:.1f}, {high:.1f}]"
+    assert "200 draws of images" in section.tables[0].note
+    plain, bare = evaluate_retrieval(encoder, data, ks=(1, 5), bootstrap=0)
+    assert not [key for key in plain if key.endswith(("/low", "/high"))]
+    assert plain.items() <= report.items()
+    assert bare.headlines[0].share.interval is None and "draws" not in bare.tables[0].note
+
+
+def test_one_image_has_no_interval(encoder, samples):
+    report, _ = evaluate_retrieval(encoder, samples([["one", "two"]]), ks=(1,))
+    assert report["image_to_text/recall@1"] == 1.0
+    assert not [key for key in report if key.endswith("/low")]
+
+
+def test_by_group_a_caption_belongs_to_its_images_group(encoder, samples):
+    data = half_right(samples)
+    report, section = evaluate_retrieval(encoder, data, ks=(1, 5), bootstrap=50, by=["light", "key"])
+    night = [bool(i % 2) for i in range(40)]
+    ranks = retrieval_ranks(data.images, data.texts, data.image_row)
+    of_text = np.array(night)[data.image_row]
+    assert report["by/light/night/count"] == 20
+    for k in (1, 5):
+        hit = (ranks["text_to_image"] < k)[of_text].mean()
+        assert report[f"by/light/night/text_to_image/recall@{k}"] == pytest.approx(hit)
+    mean = (ranks["image_to_text"] + 1)[~np.array(night)].mean()
+    assert report["by/light/day/image_to_text/mean_rank"] == pytest.approx(mean)
+    both = [report[f"by/light/{name}/text_to_image/mean_rank"] for name in ("day", "night")]
+    assert report["by/light/worst/text_to_image/mean_rank"] == max(both)  # a high rank is a bad one
+    assert report["by/light/gap/text_to_image/mean_rank"] == pytest.approx(abs(both[0] - both[1]))
+    assert {"by/light/gap/image_to_text/recall@1/low", "by/light/day/image_to_text/recall@5/high"} <= report.keys()
+    assert [table.columns for table in section.tables[1:3]] == [
+        ["light", "Samples", "Text → image R@1", "R@5", "Mean rank"],
+        ["light", "Samples", "Image → text R@1", "R@5", "Mean rank"],
+    ]
+    assert report["by/key/k3/count"] == 1 and report["by/key/gap/text_to_image/recall@1"] is None
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_images_that_share_a_value_share_their_captions(encoder, samples):
+    data = samples([[word] for word in WORDS], scene=["a", "a", None, None, "b", "b", "c", "d"])
+    data.images[[0, 1]] = data.images[[1, 0]]  # images 0 and 1 stand in each other's place, and show the same
+    data.images[[4, 6]] = data.images[[6, 4]]  # 4 and 6 do not
+    alone, _ = evaluate_retrieval(encoder, data, ks=(1,))
+    report, section = evaluate_retrieval(encoder, data, ks=(1,), same="scene", examples=8)
+    assert alone["text_to_image/recall@1"] == 4 / 8
+    assert report["text_to_image/recall@1"] == report["image_to_text/recall@1"] == 6 / 8
+    assert report["text_to_image/recall@1/chance"] == pytest.approx((4 * 2 + 4) / 8 / 8)
+    assert section.about.endswith("Images with the same scene are right for each other's captions.")
+    shown = next(row for row in section.examples[0].rows if row.query.text == WORDS[0])
+    assert shown.found and shown.items[0].right and shown.items[0].text == WORDS[1]
+    assert same_images(data, "scene").tolist() == [0, 0, -1, -1, 1, 1, 2, 3]
+
+
+def test_ranks_that_the_caller_has_are_not_counted_again(encoder, samples, monkeypatch):
+    data = half_right(samples)
+    expected = evaluate_retrieval(encoder, data)
+    ranks = retrieval_ranks(data.images, data.texts, data.image_row)
+    monkeypatch.setattr("dualenc.evaluate.retrieval.ranks_both_ways", None)
+    assert evaluate_retrieval(encoder, data, ranks=ranks) == expected
+    with pytest.raises(ValueError, match="the ranks are of other data"):
+        evaluate_retrieval(encoder, data, ranks={"text_to_image": ranks["text_to_image"][1:], "image_to_text": []})
+
+
+@pytest.mark.parametrize("option", [{"by": ["colour"]}, {"same": "colour"}])
+def test_a_column_that_is_not_there_is_refused(encoder, samples, option):
+    with pytest.raises(ValueError, match="no column 'colour' to group by; it has key, caption"):
+        evaluate_retrieval(encoder, samples([[word] for word in WORDS]), ks=(1,), **option)
+
+
+def test_an_image_without_a_caption_and_rows_that_are_not_finite_are_refused(encoder, samples):
+    data = samples([[word] for word in WORDS])
+    data.texts, data.image_row = data.texts[:7], data.image_row[:7]
+    with pytest.raises(ValueError, match="image row 7 has no text"):
+        evaluate_retrieval(encoder, data, ks=(1,))
+    data = samples([[word] for word in WORDS])
+    data.texts[3, 0] = np.nan
+    with pytest.raises(ValueError, match="1 of 8 rows of texts hold NaN"):
+        evaluate_retrieval(encoder, data, ks=(1,))
 
 
 def test_examples_show_hits_best_first_with_the_right_ones_marked(encoder, samples):
