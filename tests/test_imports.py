@@ -39,6 +39,10 @@ LIGHT = {
     METRICS,
     "dualenc.evaluate.ranks",
     "dualenc.evaluate.intervals",
+    "dualenc.evaluate.pairs",
+    "dualenc.evaluate.rank_intervals",
+    "dualenc.evaluate.significance",
+    "dualenc.evaluate.top_hits",
 }
 FORBIDDEN = {"torch", "pytorch_lightning", "lightning", "open_clip", "torchvision", "timm", "torchmetrics"}
 

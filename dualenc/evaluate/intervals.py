@@ -17,7 +17,7 @@ from dualenc.evaluate.ranks import Floats, Ints
 
 TIMES = 1000  # draws
 LEVEL = 0.95
-_COUNTS = 1 << 22  # counts held at once: 32 MB
+_COUNTS = 1 << 20  # counts held at once: 8 MB
 
 
 class Interval(NamedTuple):

@@ -14,9 +14,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from dualenc.evaluate.ranks import Array, Floats, Ints, checked_rows, pair_scores, ranks
+from dualenc.evaluate.pairs import Side, check_k, checked_pairs, sides
+from dualenc.evaluate.ranks import Floats, Ints, checked_rows, pair_scores, ranks, ranks_both_ways
 
 __all__ = [
+    "Side",
     "chance_recall",
     "class_ranks",
     "left_out",
@@ -26,11 +28,10 @@ __all__ = [
     "ranks",
     "recall_at_k",
     "retrieval_metrics",
+    "retrieval_ranks",
     "sides",
     "zero_shot_metrics",
 ]
-
-Side = tuple[Array, Array, list[Ints]]  # query, gallery, relevant
 
 
 def recall_at_k(
@@ -50,7 +51,7 @@ def recall_at_k(
     """
     size = len(checked_rows(gallery, "gallery"))
     for k in ks:
-        _check_k(k, size)
+        check_k(k, size)
     rank = ranks(query, gallery, relevant)
     return {f"recall@{k}": float((rank < k).mean()) for k in ks}
 
@@ -72,12 +73,14 @@ def retrieval_metrics(
     image_row: npt.ArrayLike,
     ks: Sequence[int] = (1, 5, 10),
     strict: bool = True,
+    same: npt.ArrayLike | None = None,
 ) -> dict[str, float]:
     """Recall@k, mean and median rank, from text to image and from image to text.
 
     images (N, D), texts (T, D); image_row (T,): text t belongs to image image_row[t]; an image may have several.
     Recall is a fraction; ranks here count from 1, as people do. Every image needs a text. Duplicated images and
-    captions are ordinary ties. ValueError as `recall_at_k`, and for an image without a text.
+    captions are ordinary ties, unless `same` (N,) tells which images are: those with equal integers >= 0 are right for
+    each other's captions, both ways. ValueError as `recall_at_k`, and for an image without a text.
 
     Two images; the second caption of image 0 lies nearer to image 1:
 
@@ -90,12 +93,33 @@ def retrieval_metrics(
     out. `left_out` names what is missing then. NaN and shapes that do not fit are errors still.
     """
     metrics: dict[str, float] = {}
-    for way, (query, gallery, relevant) in sides(images, texts, image_row, ks, strict).items():
-        if len(query):
-            fits = [k for k in ks if k <= len(gallery)]
-            rank = ranks(query, gallery, relevant)
+    found = retrieval_ranks(images, texts, image_row, ks, strict, same)
+    for way, gallery in zip(found, (len(np.asarray(images)), len(np.asarray(texts))), strict=True):
+        rank = found[way][found[way] >= 0]
+        if len(rank):
+            fits = [k for k in ks if k <= gallery]
             metrics |= {f"{way}/{name}": value for name, value in rank_metrics(rank, fits).items()}
     return metrics
+
+
+def retrieval_ranks(
+    images: npt.ArrayLike,
+    texts: npt.ArrayLike,
+    image_row: npt.ArrayLike,
+    ks: Sequence[int] = (),
+    strict: bool = True,
+    same: npt.ArrayLike | None = None,
+) -> dict[str, Ints]:
+    """The ranks behind `retrieval_metrics`: {"text_to_image": (T,), "image_to_text": (N,)} from 0, of one pass over scores.
+
+    Arguments and errors as there (ks are only checked); a row that asks nothing (strict=False) has the rank -1.
+
+    >>> retrieval_ranks([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]], [0, 0, 1])
+    {'text_to_image': array([0, 1, 0]), 'image_to_text': array([0, 0])}
+    """
+    images, texts, pairs = checked_pairs(images, texts, image_row, ks, strict, same)
+    to_image, to_text = ranks_both_ways(texts, images, pairs)
+    return {"text_to_image": to_image, "image_to_text": to_text}
 
 
 def left_out(metrics: Mapping[str, float], ks: Sequence[int] = (1, 5, 10)) -> list[str]:
@@ -115,10 +139,11 @@ def chance_recall(relevant: npt.ArrayLike, gallery: int, k: int) -> float:
     >>> chance_recall([1, 1], gallery=1000, k=5)
     0.005
     """
-    _check_k(k, gallery)
+    check_k(k, gallery)
+    counts, queries = np.unique(np.asarray(relevant), return_counts=True)  # few: the queries may be many
     drawn = np.arange(k)
-    left = np.maximum(gallery - np.asarray(relevant)[:, None] - drawn, 0)  # irrelevant rows left at each draw
-    return round(float(1.0 - (left / (gallery - drawn)).prod(axis=1).mean()), 12)
+    left = np.maximum(gallery - counts[:, None] - drawn, 0)  # irrelevant rows left at each draw
+    return round(float(1.0 - np.average((left / (gallery - drawn)).prod(axis=1), weights=queries)), 12)
 
 
 def zero_shot_metrics(scores: npt.ArrayLike, target: npt.ArrayLike) -> dict[str, float | None]:
@@ -174,52 +199,3 @@ def per_class_recall(rank: npt.ArrayLike, target: npt.ArrayLike, classes: int) -
     count = np.bincount(target, minlength=classes)
     right = np.bincount(target[rank == 0], minlength=classes)
     return np.divide(right, count, out=np.full(classes, np.nan), where=count > 0), count
-
-
-def sides(
-    images: npt.ArrayLike, texts: npt.ArrayLike, image_row: npt.ArrayLike, ks: Sequence[int], strict: bool = True
-) -> dict[str, Side]:
-    """{"text_to_image": (query, gallery, relevant), "image_to_text": …}, checked as `retrieval_metrics` says."""
-    images, texts = checked_rows(images, "images", empty=not strict), checked_rows(texts, "texts", empty=not strict)
-    owner = _owners(image_row, len(texts), len(images), lowest=0 if strict else -1)
-    silent = np.flatnonzero(np.bincount(owner[owner >= 0], minlength=len(images)) == 0)
-    if strict and len(silent):
-        raise ValueError(
-            f"image row {silent[0]} has no text ({len(silent)} such images): it can never be found; leave it out"
-        )
-    for k in ks:
-        _check_k(k, min(len(images), len(texts)) if strict else k)
-    return {"text_to_image": text_to_image(images, texts, owner), "image_to_text": image_to_text(images, texts, owner)}
-
-
-def text_to_image(images: Array, texts: Array, owner: Ints) -> Side:
-    """(query, gallery, relevant) of texts that look for their image; a text whose owner is -1 does not ask."""
-    asks = owner >= 0
-    return texts[asks], images, list(owner[asks, None])
-
-
-def image_to_text(images: Array, texts: Array, owner: Ints) -> Side:
-    """(query, gallery, relevant) of images that look for any of their texts; an image without one does not ask."""
-    order = np.argsort(owner, kind="stable")
-    asks, first = np.unique(owner[order], return_index=True)
-    groups = np.split(order, first[1:])
-    asked = [(image, group) for image, group in zip(asks, groups, strict=False) if image >= 0]
-    return images[[image for image, _ in asked]], texts, [group for _, group in asked]
-
-
-def _owners(image_row: npt.ArrayLike, texts: int, images: int, lowest: int) -> Ints:
-    owner = np.asarray(image_row)
-    if owner.shape != (texts,) or (texts and not np.issubdtype(owner.dtype, np.integer)):
-        raise ValueError(f"image_row is {owner.dtype} {owner.shape}; it must be one integer for each of {texts} texts")
-    if texts and (owner.min() < lowest or owner.max() >= images):
-        raise ValueError(f"image_row spans {owner.min()}..{owner.max()}, but there are images {lowest}..{images - 1}")
-    return owner.astype(np.int64)
-
-
-def _check_k(k: int, gallery: int) -> None:
-    if k < 1:
-        raise ValueError(f"k is {k}; it counts gallery rows, so it must be at least 1")
-    if k > gallery:
-        raise ValueError(
-            f"k is {k}, but the gallery has only {gallery} rows, so every query would hit; use a smaller k"
-        )

@@ -1,0 +1,94 @@
+"""A metadata column as groups, and the rows of an evaluation cut along it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from dualenc.evaluate.intervals import clusters
+from dualenc.evaluate.ranks import Floats, Ints
+from dualenc.evaluate.sections import listed
+
+MOST_GROUPS = 1000  # more: not a group but nearly a name, such as a file's; each would hold a few samples
+MOST_REALS = 20  # different real numbers that are groups of their own
+PARTS = 4  # groups that more are cut into
+_TAKEN = ("worst", "worst_group", "gap", "left_out")  # the report's own words, where a group's name would stand
+
+
+def groups_of(table: pa.Table, column: str, cut: bool = True) -> list[str | None]:
+    """A metadata column's values as names of groups, None where there is none (null, NaN, empty text).
+
+    cut: a column of real numbers with more than MOST_REALS values is cut into PARTS groups of about one size.
+    ValueError: no such column (it lists those there are), or values that are neither text, number nor truth.
+
+    >>> groups_of(pa.table({"n": [1, None, 2], "x": [0.5, 2.0, None]}), "x")
+    ['0.5', '2', None]
+    """
+    if column not in table.column_names:
+        raise ValueError(f"the data has no column {column!r} to group by; it has {', '.join(table.column_names)}")
+    values = table[column].to_pylist()
+    if cut and pa.types.is_floating(table[column].type):
+        real = np.array([np.nan if value is None else value for value in values])
+        if len(np.unique(real[np.isfinite(real)])) > MOST_REALS:
+            return _parts(real)
+    return [_name(value, column) for value in values]
+
+
+def _parts(real: Floats) -> list[str | None]:
+    """Each number's part, such as "0.25 to 0.5": quantiles are the ends, the upper one belongs to the next part."""
+    ends = np.unique(np.quantile(real[np.isfinite(real)], np.linspace(0, 1, PARTS + 1)))
+    place = np.clip(np.searchsorted(ends, real, side="right") - 1, 0, len(ends) - 2)
+    names = [f"{low:.4g} to {high:.4g}" for low, high in itertools.pairwise(ends)]
+    return [names[p] if np.isfinite(value) else None for p, value in zip(place, real, strict=True)]
+
+
+def _name(value: Any, column: str) -> str | None:
+    if value is None or value == "" or value != value:
+        return None
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, str | int):
+        return str(value)
+    raise ValueError(
+        f"column {column!r} holds {type(value).__name__} values; groups are made of text, numbers or true/false"
+    )
+
+
+class Split(NamedTuple):
+    """Rows that have a group, cut into units: a cluster's rows within one group."""
+
+    names: list[str]  # groups, the largest first, as the report's keys name them
+    members: list[Ints]  # each group's units
+    row: Ints  # (R,) the rows that have a group
+    unit: Ints  # (R,) their units
+    units: int
+    left_out: int  # clusters without a group
+
+    @classmethod
+    def of(cls, group: Sequence[str | None], cluster: npt.ArrayLike | None) -> Split:
+        number, _ = clusters(cluster, len(group))
+        row = np.array([i for i, name in enumerate(group) if name is not None], np.int64)
+        names = sorted({name for name in group if name is not None})
+        if not names:
+            raise ValueError("no sample has a value to group by; name a column with values")
+        if len(names) > MOST_GROUPS:
+            raise ValueError(
+                f"{len(names):,} groups of {len(row):,} samples ({listed(names, 3)}): above {MOST_GROUPS:,} they say little; "
+                "name a column with fewer values"
+            )
+        place = {name: i for i, name in enumerate(names)}
+        of_row = np.array([place[str(group[i])] for i in row], np.int64)
+        pair, unit = np.unique(of_row * (int(number.max()) + 1) + number[row], return_inverse=True)
+        of_unit = pair // (int(number.max()) + 1)
+        members = [np.flatnonzero(of_unit == g) for g in range(len(names))]
+        order = sorted(range(len(names)), key=lambda g: (-len(members[g]), names[g]))
+        left = len(np.unique(number[np.setdiff1d(np.arange(len(group)), row)]))
+        shown = [f"{name} (group)" if name in _TAKEN else name for name in names]
+        return cls([shown[g] for g in order], [members[g] for g in order], row, unit.ravel(), len(pair), left)
