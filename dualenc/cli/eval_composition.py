@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
-from dualenc.cli.common import command
+from dualenc.cli.common import command, compute, is_store
 from dualenc.cli.evaluation import embedded_data, finish, report_options
 
 
@@ -14,14 +15,75 @@ def register(evaluations: Any) -> None:
         evaluations,
         "composition",
         run,
-        "true captions against captions with attributes or relation swapped (KEY.json: swap_attribute, swap_relation)",
-        "dualenc eval composition --encoder runs/demo/encoder --data runs/demo/store",
+        "true captions against nearly equal wrong ones: the data's own swaps (KEY.json: swap_attribute, swap_relation), "
+        "SugarCrepe, Winoground",
+        "dualenc eval composition --encoder runs/demo/encoder --data val2017 --sugarcrepe sugar-crepe/data --out runs/sugarcrepe",
     )
     report_options(parser)
+    sets = parser.add_mutually_exclusive_group()
+    sets.add_argument(
+        "--sugarcrepe", metavar="PATH", help="SugarCrepe's folder of JSON files, or one; --data is then COCO's val2017"
+    )
+    sets.add_argument("--winoground", metavar="PATH", help="Winoground's examples.jsonl; --data is then its images")
+    parser.add_argument(
+        "--by",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="also by group: the values of these metadata columns of the images (Winoground: fields of examples.jsonl; "
+        "default collapsed_tag, num_main_preds, secondary_tag)",
+    )
+    parser.add_argument(
+        "--bootstrap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="draws behind the 95 %% intervals; 0: none (default 1000)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    from dualenc.evaluate.composition import evaluate_composition
+    if options.bootstrap < 0:
+        raise ValueError(f"--bootstrap {options.bootstrap}: a number of draws is 0 or more")
+    chosen = {"bootstrap": options.bootstrap, "by": options.by}
+    part: Any
+    if options.sugarcrepe:
+        from dualenc.evaluate import sugarcrepe
 
-    encoder, embedded = embedded_data(options, options.data)
-    return finish(options, encoder, [evaluate_composition(encoder, embedded)], "Composition")
+        kinds = sugarcrepe.read_sugarcrepe(options.sugarcrepe)
+        encoder, embedded = _images(options, sugarcrepe.image_names(kinds), sugarcrepe.IMAGES)
+        part = sugarcrepe.evaluate_sugarcrepe(encoder, embedded, kinds, **chosen)
+    elif options.winoground:
+        from dualenc.evaluate import winoground
+
+        quads = winoground.read_winoground(options.winoground)
+        encoder, embedded = _images(options, winoground.image_names(quads), winoground.SOURCE)
+        part = winoground.evaluate_winoground(encoder, embedded, quads, **chosen)
+    else:
+        from dualenc.evaluate.composition import evaluate_composition
+
+        encoder, embedded = embedded_data(options, options.data)
+        part = evaluate_composition(encoder, embedded, **chosen)
+    return finish(options, encoder, [part], "Composition")
+
+
+def _images(options: argparse.Namespace, names: Sequence[str], where: str) -> tuple[Any, Any]:
+    """The encoder, and the named images of --data embedded, each once and without captions of its own."""
+    from dualenc.data.lookup import find
+    from dualenc.data.shards import open_source
+    from dualenc.data.source import Chosen
+    from dualenc.embed.run import embed_source
+    from dualenc.evaluate.sugarcrepe import refuse_missing
+    from dualenc.model.encoder import DualEncoder
+
+    if is_store(options.data):
+        return embedded_data(options, options.data)
+    try:
+        source = open_source(options.data)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; {where}") from None
+    row = find(source.keys, names)
+    refuse_missing([name for name, i in zip(names, row, strict=True) if i < 0], len(names), where)
+    encoder = DualEncoder.load(options.encoder, decode=options.decode or "exact")
+    wanted = Chosen(source, sorted(set(row.tolist())), ("image", "json", "cls"))
+    return encoder, embed_source(encoder, wanted, **compute(options))

@@ -11,7 +11,9 @@ from typing import Any
 from dualenc.cli.common import compute, compute_options, is_store, print_json, printable, used_for
 
 ENCODER = "encoder folder, .ckpt, open_clip NAME:TAG, or hf-hub:org/repo"
-CLASSES = "class names: a,b,c, a .txt or .json file (a list, or an object {class: prompts}), FILE.json#NAME, or imagenet"
+CLASSES = (
+    "class names: a,b,c, a .txt or .json file (a list, or an object {class: prompts}), FILE.json#NAME, or imagenet"
+)
 TEMPLATES = (
     "prompt templates: imagenet, simple, plain, a .txt or .json file, FILE.json#NAME, or one such as 'a photo of a {}.'"
 )
@@ -20,7 +22,11 @@ Part = tuple[dict[str, Any], Any]  # what an `evaluate_*` function returns: valu
 
 def report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder", required=True, help=ENCODER)
-    parser.add_argument("--data", required=True, help="shards, a folder of images with captions, or a store")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="shards, images (captions in NAME.txt, or one sub-folder a class), a CSV/TSV/JSONL/parquet table, or a store",
+    )
     parser.add_argument("--out", help="write report.json and report.html into this folder")
     parser.add_argument("--curve", help="metrics.csv of the training run (default: log/metrics.csv beside the encoder)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import io
-import itertools
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -14,10 +13,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dualenc.data.items import Dropped, Item, folder_items, is_utf8
+from dualenc.data.item_files import Unusable, free_key, image_path, shown
+from dualenc.data.items import Dropped, Item, folder_items
 from dualenc.data.rows import kind_of
 from dualenc.data.tables import choose_columns, survey, table_items
-from dualenc.data.write import SHARD_BYTES, SHARD_SAMPLES, encode_sample, shards, tar_key
+from dualenc.data.write import SHARD_BYTES, SHARD_SAMPLES, encode_sample, shards
 from dualenc.files import refuse_existing, whole_folder, write_json
 from dualenc.images import MAX_PIXELS, BadImage, Decoded, decode_fully
 
@@ -134,33 +134,20 @@ def _sample(
         report.left_out += 1
         return None
     if isinstance(item, Dropped):
-        report.dropped[item.reason].append(_shown(item.name))
+        report.dropped[item.reason].append(shown(item.name))
         return None
     try:
-        path = _path(item.image, root)
+        path = image_path(item.image, root)
         decoded = decode_fully(data := _bytes(path), max_pixels)
-        key, renamed = _free_key(item, path.relative_to(root) if item.key is None else None, taken)
+        key, renamed = free_key(item, path.relative_to(root) if item.key is None else None, taken)
     except (BadImage, Unusable) as error:
-        report.dropped[str(error)].append(_shown(item.image))
+        report.dropped[str(error)].append(shown(item.image))
         return None
     suffix, image, converted = _image(data, decoded)
     for note in (*item.notes, *converted, *renamed):
-        report.repaired[note].append(_shown(item.image))
+        report.repaired[note].append(shown(item.image))
     report.captions += len(item.captions)
     return encode_sample(key, image, suffix, item.captions, item.metadata, item.label)
-
-
-class Unusable(ValueError):
-    """An item that cannot be packed; its text is the reason."""
-
-
-def _path(image: str, root: Path) -> Path:
-    """The file of an image; a path that leads out of `root` is refused, links inside it are followed."""
-    root_text = os.path.abspath(root)
-    path = os.path.normpath(os.path.join(root_text, image))
-    if os.path.commonpath([root_text, path]) != root_text:
-        raise Unusable("path leads out of the folder of images")
-    return Path(path)
 
 
 def _bytes(path: Path) -> bytes:
@@ -190,30 +177,6 @@ def _image(data: bytes, decoded: Decoded) -> tuple[str, bytes, list[str]]:
         return "jpg", buffer.getvalue(), reasons
     decoded.image.save(buffer, "PNG")
     return "png", buffer.getvalue(), reasons
-
-
-def _free_key(item: Item, relative: Path | None, taken: set[str]) -> tuple[str, list[str]]:
-    """A key that no sample has yet. One made from a path gives way; one that the table gives is refused."""
-    if relative is None:
-        key = tar_key(str(item.key))
-        if key in taken:
-            raise Unusable("key occurs twice")
-        notes = []
-    else:
-        wanted = tar_key(str(relative.with_suffix("")))
-        ending = relative.suffix.lstrip(".").lower()
-        names = itertools.chain([wanted, f"{wanted}_{ending}"], (f"{wanted}_{i}" for i in itertools.count(2)))
-        key = next(name for name in names if name not in taken)
-        notes = [] if key == wanted else ["key was taken, so it was given another"]
-        if not is_utf8(str(relative)):
-            notes.append("file name is not UTF-8")
-    taken.add(key)
-    return key, notes
-
-
-def _shown(name: str) -> str:
-    """A name that can be printed and written."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _nothing(report: PackReport) -> str:

@@ -1,73 +1,29 @@
-"""Sources: samples by number, out of shards (webdataset tars, read by offset) or a folder of images."""
+"""Sources out of whatever a path names: shards (webdataset tars, read by offset), a folder of images, a table."""
 
 from __future__ import annotations
 
-import abc
 import collections
 import contextlib
 import glob
-import hashlib
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import braceexpand
 import numpy as np
 
-from dualenc.data.items import IMAGE_SUFFIXES
+from dualenc.beside import shard_folder, shards_missing
+from dualenc.data.folder_source import FOLDER_EXTENSIONS, Folder
 from dualenc.data.keys import Keys
+from dualenc.data.known_sets import no_such_path
 from dualenc.data.opened import OpenFile, opened
+from dualenc.data.rows import FORMATS
 from dualenc.data.sample import KINDS, Sample
 from dualenc.data.shard_index import MISSING_IMAGE, nothing_found, read_indexes, where
+from dualenc.data.source import Source
 
-FOLDER_EXTENSIONS = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)  # what `data pack` takes from a folder
+__all__ = ["FOLDER_EXTENSIONS", "Folder", "Shards", "Source", "open_source", "read_at"]
+
 _COLUMN = {kind: 2 * number for number, kind in enumerate(KINDS)}  # of a shard's table of places
-
-
-class Source(abc.ABC):
-    """Samples by number.
-
-    keys: a sequence of N names, all different. problems: by reason, the names of what was left out while listing.
-    names: the paths the source was opened by, and origin: int64 (N,), which of them each sample comes from.
-    problem_counts: how much was left out, by (number in `names`, reason).
-    """
-
-    problem_counts: dict[tuple[int, str], int]
-
-    def __init__(self, path: str, keys: Keys, problems: dict[str, list[str]], names: list[str], origin: np.ndarray):
-        self.path = path
-        self.keys = keys
-        self.problems = problems
-        self.names = names
-        self.origin = origin
-        self.problem_counts = {}
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    @abc.abstractmethod
-    def sample(self, i: int, kinds: Sequence[str] = KINDS) -> Sample:
-        """The undecoded bytes of sample i, of the wanted kinds that it has. OSError when it cannot be read."""
-
-    @abc.abstractmethod
-    def location(self, i: int, kind: str = "image") -> tuple[str, int, int] | None:
-        """(path, offset, size) of one member of sample i, or None where it has none."""
-
-    def read(self, i: int, kind: str = "image") -> bytes | None:
-        """The raw bytes of one member of sample i, or None where it has none."""
-        return self.sample(i, (kind,)).parts.get(kind)
-
-    def prefetch(self, first: int, last: int) -> None:  # noqa: B027  (a hint, which a source may ignore)
-        """Ask the system to read samples first .. last - 1 into memory; returns at once."""
-
-    def digest(self) -> str:
-        """SHA-256 over the names and sizes of the files: equal wherever they lie, another for other files."""
-        return hashlib.sha256(json.dumps(self._files()).encode()).hexdigest()
-
-    @abc.abstractmethod
-    def _files(self) -> list[tuple[str, int]]:
-        """(name, bytes) of every file that samples come from."""
 
 
 class Shards(Source):
@@ -140,82 +96,63 @@ class Shards(Source):
         )
 
 
-class Folder(Source):
-    """Images under a folder, with captions in NAME.txt beside them where there are any; key: relative path without suffix.
-
-    Hidden files and folders are not read.
-    """
-
-    def __init__(self, root: Path, name: str | None = None):
-        root = root.resolve()
-        shown = [p for p in root.rglob("*") if not any(x.startswith(".") for x in p.relative_to(root).parts)]
-        files = sorted(p for p in shown if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        if not files:
-            seen = collections.Counter(p.suffix for p in shown if p.is_file())
-            kinds = ", ".join(f"{e or 'no suffix'} ({n})" for e, n in seen.most_common(8)) or "no file at all"
-            raise ValueError(
-                f"{root}: neither shards (.tar) nor images ({', '.join(FOLDER_EXTENSIONS)}) were found, but {kinds}; "
-                "name a folder that holds one of the two"
-            )
-        names = [p.relative_to(root).as_posix() for p in files]
-        self.files = Keys.of(names)  # relative to the folder
-        stems = [name.rpartition(".")[0] for name in names]
-        twice = {stem for stem, count in collections.Counter(stems).items() if count > 1}
-        twice.update(names)  # a.jpg.png beside a.jpg
-        keys = Keys.of(n if s in twice else s for n, s in zip(names, stems, strict=True))
-        super().__init__(str(root), keys, {}, [name or str(root)], np.zeros(len(keys), dtype=np.int64))
-
-    def sample(self, i: int, kinds: Sequence[str] = KINDS) -> Sample:
-        parts = {}
-        for kind in kinds:
-            path = self._path(i, kind)
-            if kind == "image" or os.path.isfile(path):
-                with open(path, "rb", buffering=0) as file:
-                    parts[kind] = file.readall()
-        return Sample(self.keys[i], parts)
-
-    def location(self, i: int, kind: str = "image") -> tuple[str, int, int] | None:
-        path = self._path(i, kind)
-        return (path, 0, os.path.getsize(path)) if os.path.isfile(path) else None
-
-    def _path(self, i: int, kind: str) -> str:
-        name = self.files[i]
-        return os.path.join(self.path, name if kind == "image" else f"{name.rpartition('.')[0]}.{kind}")
-
-    def _files(self) -> list[tuple[str, int]]:
-        places = [(name, kind, self.location(i, kind)) for i, name in enumerate(self.files) for kind in KINDS]
-        return [(name if kind == "image" else kind, place[2]) for name, kind, place in places if place is not None]
-
-
 def open_source(path: str | Path | Sequence[str | Path], strict: bool = True) -> Source:
-    """Open a folder of shards, one shard, a glob or brace pattern of shards, a list of these, or a folder of images.
+    """Open shards (a folder of them, one, a glob or brace pattern, or a list of these), a folder of images, or a table.
 
+    A folder whose `test/` holds the shards, as in CLIP_benchmark's layout (`beside.shard_folder`), stands for that one.
+    A folder of images has NAME.txt beside them, or one sub-folder a class (`folder_source.class_names`). A table (CSV,
+    TSV, JSONL, parquet, by its suffix) names its images (`table_source.Table`). The last two are opened alone.
     Remote shards (https://, s3://, pipe:, …) are copied to the local cache first.
-    strict: raise ValueError on a key that occurs twice and on shards without any image; otherwise both are listed in
-    `problems`. FileNotFoundError when there is nothing at `path`.
+    strict: raise ValueError on a key that occurs twice, on shards without any image and on fewer shards than a folder's
+    nshards.txt says; otherwise all are listed in `problems`. FileNotFoundError when there is nothing at `path`, which
+    says where a known set comes from.
     """
     names = [str(p) for p in (path if isinstance(path, list | tuple) else [path])]
     tars: list[Path] = []
     owner: list[int] = []
     folders: list[Path] = []
     empty: list[str] = []
+    missing: list[str] = []
     for number, name in enumerate(names):
         for found in _local(name):
             if found.is_dir():
                 folders.append(found)
-                tars += sorted(path for path in found.glob("*.tar") if path.is_file())  # no pipes, no folders
+                inside = shard_folder(found)
+                tars += sorted(path for path in inside.glob("*.tar") if path.is_file())  # no pipes, no folders
+                missing += shards_missing(inside)
             elif found.is_file():
                 tars.append(found)
             else:
-                raise FileNotFoundError(f"{found}: no such file or folder, so there is no data to read; check the path")
+                raise no_such_path(found)
         if len(tars) == len(owner):
             empty.append(name)
         owner += [number] * (len(tars) - len(owner))
+    if tars and all(tar.suffix.lower() in FORMATS for tar in tars):
+        return _table(tars, names)
     if empty == names and len(folders) == 1:
         return Folder(folders[0], names[0])
     if empty:
         raise ValueError(f"{where(empty)}: no shards (.tar) were found; `dualenc data pack` makes shards")
-    return Shards(tars, strict, names, owner)
+    if missing and strict:
+        raise ValueError(
+            f"{where(missing)}: missing, though nshards.txt beside it counts it, so scores would be of a part of the set "
+            "alone; download it again, or correct nshards.txt"
+        )
+    source = Shards(tars, strict, names, owner)
+    if missing:
+        source.problems["missing shard"] = missing
+    return source
+
+
+def _table(tables: Sequence[Path], names: list[str]) -> Source:
+    from dualenc.data.table_source import Table  # lazily: most data is shards
+
+    if len(tables) > 1:
+        raise ValueError(
+            f"{where([str(table) for table in tables])}: tables are opened one at a time, so that a row is found again; "
+            "bring them into one, or make shards of each with `dualenc data pack`"
+        )
+    return Table(tables[0], names[0])
 
 
 def _local(name: str) -> list[Path]:

@@ -18,16 +18,22 @@ from dualenc.data.rows import Row, column_names, read_rows
 
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "file_name", "filename", "path", "file")
 CAPTION_COLUMNS = ("captions", "caption", "text", "title")
+CLASS_COLUMNS = ("label", "class", "class_name", "category")
 
 
 class Columns(NamedTuple):
-    """Which columns play a part. `where`: (column, value) pairs that a row must have to be packed."""
+    """Which columns play a part. `where`: (column, value) pairs that a row must have to be packed.
+
+    guessed: nobody named `label`: an image without a class is dropped only where it has no caption either, and a list of
+    classes is metadata.
+    """
 
     image: str
     captions: tuple[str, ...]
     key: str | None
     label: str | None
     where: tuple[tuple[str, str], ...]
+    guessed: bool = False
 
 
 class Survey(NamedTuple):
@@ -63,16 +69,34 @@ def choose_columns(
             close = difflib.get_close_matches(name, names, 1, 0.5)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"{table} has no column {name!r}; its columns are {', '.join(names)}{hint}")
-    image = image or next((name for name in IMAGE_COLUMNS if name in names), None)
-    if image is None:
-        raise ValueError(f"{table}: which column holds image paths? Its columns are {', '.join(names)}; name one")
+    image = image or _image_column(table, names)
     if captions is None:
-        captions = [name for name in CAPTION_COLUMNS if name in names][:1]
+        captions = _first(CAPTION_COLUMNS, names)
         if not captions and label is None:
             raise ValueError(
                 f"{table}: which column holds captions? Its columns are {', '.join(names)}; name one or more"
             )
     return Columns(image, tuple(captions), key, label, conditions)
+
+
+def guess_columns(table: Path, kind: str) -> Columns:
+    """The columns of a table that is read as it is: by their usual names, as `choose_columns` finds them, and the class
+    likewise. A table without captions and classes holds images alone."""
+    names = column_names(table, kind)
+    label = next(iter(_first(CLASS_COLUMNS, names)), None)
+    return Columns(_image_column(table, names), _first(CAPTION_COLUMNS, names), None, label, (), guessed=True)
+
+
+def _image_column(table: Path, names: Sequence[str]) -> str:
+    image = next(iter(_first(IMAGE_COLUMNS, names)), None)
+    if image is None:
+        raise ValueError(f"{table}: which column holds image paths? Its columns are {', '.join(names)}; name one")
+    return image
+
+
+def _first(known: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """The first of the known names that a table has, if any."""
+    return tuple(name for name in known if name in names)[:1]
 
 
 def survey(table: Path, kind: str, columns: Columns) -> Survey:
@@ -89,7 +113,7 @@ def survey(table: Path, kind: str, columns: Columns) -> Survey:
         if row.problem is None and _chosen(row, columns):
             chosen += 1
             identities.append(hash(_identity(row, columns)))
-            if columns.label is not None and row.fields.get(columns.label) not in (None, ""):
+            if columns.label is not None and _one_class(row.fields.get(columns.label), columns):
                 labels.add(_text(row.fields[columns.label]))
     values, counts = np.unique(np.frombuffer(identities, np.int64), return_counts=True)
     numbers = all(label.isascii() and label.isdigit() for label in labels)
@@ -134,6 +158,12 @@ def _text(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
+def _one_class(value: Any, columns: Columns) -> bool:
+    """Whether a field says a class. In a column that nobody named, a list (or JSON's text of one) is several: metadata."""
+    several = isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
+    return value not in (None, "") and not (columns.guessed and several)
+
+
 def _identity(row: Row, columns: Columns) -> tuple[str, str]:
     """Rows with the same are captions of one sample. A row without an image stands alone."""
     image = row.fields.get(columns.image)
@@ -148,14 +178,14 @@ def _item(rows: list[Row], columns: Columns, classes: list[str] | None) -> Item 
         return Dropped(rows[0].name, "row names no image")
     captions, notes = clean_captions(row.fields.get(column) for row in rows for column in columns.captions)
     label = None
-    if columns.label is not None:
-        value = first.get(columns.label)
-        if value in (None, ""):
-            return Dropped(image, "missing class")
+    value = None if columns.label is None else first.get(columns.label)
+    if _one_class(value, columns):
         if classes is None and not -(2**63) <= int(_text(value)) < 2**63:
             return Dropped(image, "class is too large a number")
         label = int(_text(value)) if classes is None else classes.index(_text(value))
-    elif not captions:
+    elif columns.label is not None and value in (None, "") and not (columns.guessed and captions):
+        return Dropped(image, "missing class")
+    elif columns.label is None and columns.captions and not captions:
         return Dropped(image, notes[0] if notes else "missing caption")
     key = None
     if columns.key is not None:

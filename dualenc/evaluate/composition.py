@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
+from dualenc.evaluate.caption_pairs import Pairs, compare, headlines, judge, kind_rows
+from dualenc.evaluate.groups import Report
+from dualenc.evaluate.intervals import TIMES
 from dualenc.evaluate.ranks import Floats, checked_rows, pair_scores
-from dualenc.evaluate.sections import (
-    Embedded,
-    Example,
-    Examples,
-    Headline,
-    Item,
-    Section,
-    Share,
-    Table,
-    TextEncoder,
-    check_dim,
-    pick,
-    picture_item,
-)
+from dualenc.evaluate.sections import Embedded, Section, Table, TextEncoder, check_dim
 
 KINDS = {"attribute": "Swapped attributes", "relation": "Swapped relation"}
-CHANCE = 0.5
+NOTE = "Ties count as wrong. Chance, the tick on a bar, is 50\u202f%."
+GAP = " Of the gap: what random groups of these sizes would give."
 
 
 def composition_metrics(
@@ -53,47 +46,36 @@ def pair_cosines(images: npt.ArrayLike, true_text: npt.ArrayLike, swapped_text: 
 
 
 def evaluate_composition(
-    encoder: TextEncoder, embedded: Embedded, examples: int = 2, seed: int = 0
-) -> tuple[dict[str, float | int], Section]:
-    """Flat report and page section: "composition/attribute/accuracy", "…/count", "composition/relation/accuracy", …
+    encoder: TextEncoder,
+    embedded: Embedded,
+    examples: int = 2,
+    seed: int = 0,
+    bootstrap: int = TIMES,
+    by: Sequence[str] = (),
+) -> tuple[Report, Section]:
+    """Flat report and page section: "composition/attribute/accuracy", "…/low", "…/high", "…/count", "composition/relation/…"
 
     Swapped captions come from the samples' metadata `swap_attribute` and `swap_relation`; images without one are not
-    counted. The true caption is the sample's first. ValueError: no swapped caption, another encoder's `embedded`.
+    counted. The true caption is the sample's first. by: metadata columns; the rest as `caption_pairs.compare`.
+    ValueError: no swapped caption, no such column, another encoder's `embedded`.
     """
     check_dim(encoder, embedded)
-    report: dict[str, float | int] = {}
-    shown: list[Examples] = []
-    rows: list[list[str | Share]] = []
-    for kind, title in KINDS.items():
-        row, true, swapped = swaps(embedded, kind)
-        if not row:
-            continue
-        texts = encoder.embed_texts(true + swapped)  # in one call: both captions of a pair through the same arithmetic
-        scores = pair_cosines(embedded.images[row], texts[: len(row)], texts[len(row) :])
-        right = scores[0] > scores[1]
-        share = Share(float(right.mean()), CHANCE)
-        report |= {f"composition/{kind}/accuracy": share.value, f"composition/{kind}/accuracy/chance": CHANCE}
-        report[f"composition/{kind}/count"] = len(row)
-        rows.append([title, f"{len(row):,}", share])
-        examined = [_example(embedded, row[i], true[i], swapped[i], *scores, i) for i in pick(right, examples, seed)]
-        if examined:
-            shown.append(
-                Examples(
-                    title, "Drawn at random, right ones before wrong ones; with each caption its cosine.", examined
-                )
-            )
-    if not rows:
+    found = [(*pair, kind) for kind in KINDS for pair in zip(*swaps(embedded, kind), strict=True)]
+    if not found:
         raise ValueError("no sample has swap_attribute or swap_relation captions; `dualenc data scenes` writes them")
-    return report, Section(
+    row, true, swapped, kind = zip(*found, strict=True)
+    pairs = Pairs(np.array(row, np.int64), list(true), list(swapped), list(kind))
+    compared = compare(
+        embedded, pairs, judge(encoder, embedded, pairs), KINDS, "composition", by, bootstrap, seed, examples
+    )
+    rows = kind_rows(compared, KINDS, "composition")
+    note = NOTE + (GAP if len(rows) > len(compared.kinds) else "")
+    return compared.report, Section(
         title="Composition",
         about="Each image with its true caption against one that uses nearly the same words for something else.",
-        headlines=[
-            Headline(str(title), share, "of images prefer their true caption")
-            for title, _, share in rows
-            if isinstance(share, Share)
-        ],
-        tables=[Table(["", "Pairs", "Right"], rows, "Ties count as wrong. Chance, the tick on a bar, is 50\u202f%.")],
-        examples=shown,
+        headlines=headlines(compared.kinds, KINDS),
+        tables=[Table(["", "Pairs", "Right"], rows, note), *compared.tables],
+        examples=compared.examples,
     )
 
 
@@ -105,15 +87,3 @@ def swaps(embedded: Embedded, kind: str) -> tuple[list[int], list[str], list[str
     pairs = zip(embedded.metadata["caption"].to_pylist(), embedded.metadata[column].to_pylist(), strict=True)
     kept = [(row, true, swapped) for row, (true, swapped) in enumerate(pairs) if true and swapped]
     return [row for row, _, _ in kept], [true for _, true, _ in kept], [swapped for _, _, swapped in kept]
-
-
-def _example(
-    embedded: Embedded, row: int, true: str, swapped: str, true_score: Floats, swapped_score: Floats, i: int
-) -> Example:
-    right = bool(true_score[i] > swapped_score[i])
-    items = [
-        Item(true, right=True, note=f"{true_score[i]:.3f}"),
-        Item(swapped, right=False, note=f"{swapped_score[i]:.3f}"),
-    ]
-    note = "right" if right else "prefers the swap"
-    return Example(picture_item(embedded, row), items if right else items[::-1], right, note)
