@@ -1,0 +1,112 @@
+"""`dualenc eval probe`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from dualenc.cli.common import command
+from dualenc.cli.eval_zeroshot import read_prompts
+from dualenc.cli.evaluation import CLASSES, TEMPLATES, embedded_data, finish, report_options
+
+
+def register(evaluations: Any) -> None:
+    parser = command(
+        evaluations,
+        "probe",
+        run,
+        "what a linear classifier on frozen embeddings learns from all images of a training set, and from a few",
+        "dualenc eval probe --encoder runs/demo/encoder --train pets/train --val pets/val --data pets/test --out runs/pets",
+    )
+    report_options(parser)
+    parser.add_argument("--train", required=True, help="what the probe learns from: shards, a folder or a store")
+    parser.add_argument("--val", help="what its strength is chosen on (default: a fifth of each class of --train)")
+    parser.add_argument(
+        "--shots", default="1,2,4,8,16", help="images a class for few-shot probes, or none (default 1,2,4,8,16)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="draws of the shots (default 3)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the first draw, and of all else that is random (default 0)"
+    )
+    parser.add_argument(
+        "--labels",
+        default="label",
+        metavar="COLUMN",
+        help="metadata column with each image's class, a number or a name (default label, which KEY.cls gives)",
+    )
+    parser.add_argument(
+        "--classes",
+        help=CLASSES
+        + " (default: classnames.txt beside the data, or the folders' names); they also make the zero-shot "
+        "classifier beside the probe, which is left out where classes have no names",
+    )
+    parser.add_argument("--templates", help=TEMPLATES + " (default: those beside the data, else plain)")
+    parser.add_argument(
+        "--by", nargs="+", default=[], metavar="COLUMN", help="also by the values of these metadata columns of --data"
+    )
+    parser.add_argument(
+        "--bootstrap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="draws behind the 95 %% intervals; 0: none (default 1000)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from dualenc.evaluate.probe import evaluate_probe
+
+    if options.bootstrap < 0:
+        raise ValueError(f"--bootstrap {options.bootstrap}: a number of draws is 0 or more")
+    shots = _shots(options.shots)
+    classes, templates = _zero_shot(options)
+    places = {"train": options.train, "val": options.val, "test": options.data}
+    names = {name: _names(place) for name, place in places.items() if place is not None}
+    if options.classes:
+        names = {name: own or classes.names for name, own in names.items()}
+    encoder: Any = None
+    embedded: dict[str, Any] = {}
+    for name in names:
+        encoder, embedded[name] = embedded_data(options, places[name], encoder)
+    part = evaluate_probe(
+        encoder,
+        embedded["train"],
+        embedded["test"],
+        embedded.get("val"),
+        names,
+        classes,
+        templates,
+        shots=shots,
+        seeds=options.seeds,
+        label=options.labels,
+        by=options.by,
+        seed=options.seed,
+        times=options.bootstrap,
+        device="cpu" if options.accelerator == "cpu" else encoder.device,
+    )
+    return finish(options, encoder, [part], "Linear probe")
+
+
+def _shots(text: str) -> list[int]:
+    try:
+        return [] if text == "none" else [int(count) for count in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--shots {text!r} is not a list of whole numbers; write 1,2,4, or none") from None
+
+
+def _zero_shot(options: argparse.Namespace) -> tuple[Any, list[str] | None]:
+    """Classes and templates of the zero-shot classifier; (None, None) where nothing names the classes."""
+    try:
+        return read_prompts(options.data, options.classes, options.templates)
+    except FileNotFoundError:
+        if options.classes or options.templates:
+            raise
+        return None, None
+
+
+def _names(data: str) -> list[str] | None:
+    """The class names that a data set itself says: classnames.txt beside it, or an image folder's sub-folders."""
+    try:
+        return read_prompts(data)[0].names
+    except FileNotFoundError:
+        return None
