@@ -19,13 +19,13 @@ from evaluate_side import environment
 from index_measure import goal
 from timing import interleaved, progress
 
-from dualenc.evaluate.classifier import classifier
+from dualenc.evaluate.zeroshot.classifier import classifier
 from dualenc.model.encoder import DualEncoder
 from dualenc.model.names import class_names, templates
 
 ENCODER, CLASSES, WHOLE, ALIKE = "ViT-B-32:random", 20, 1000, 1e-5
 KEPT = """import json, sys, time
-from dualenc.evaluate.classifier import classifier
+from dualenc.evaluate.zeroshot.classifier import classifier
 with open(sys.argv[4]) as file:
     names, prompts = json.load(file)
 

@@ -14,7 +14,7 @@ from index_measure import goal
 from timing import progress
 
 from dualenc.evaluate.metrics import retrieval_metrics, zero_shot_metrics
-from dualenc.evaluate.multilabel import average_precision_per_class
+from dualenc.evaluate.zeroshot.multilabel import average_precision_per_class
 from dualenc.model.names import classifier_of
 
 CASES, KS, MOST = 200, (1, 5, 10), 1e-6

@@ -20,6 +20,8 @@ DATA_BLOCK = re.compile(r"(<!-- data: .*? -->\n).*?(<!-- /data -->)", re.DOTALL)
 INDEX_BLOCK = re.compile(r"(<!-- index: .*? -->\n).*?(<!-- /index -->)", re.DOTALL)
 TRAIN_BLOCK = re.compile(r"(<!-- train: .*? -->\n).*?(<!-- /train -->)", re.DOTALL)
 SERVE_BLOCK = re.compile(r"(<!-- serve: .*? -->\n).*?(<!-- /serve -->)", re.DOTALL)
+EVALUATE_BLOCK = re.compile(r"(<!-- evaluate: .*? -->\n).*?(<!-- /evaluate -->)", re.DOTALL)
+QUALITY_BLOCK = re.compile(r"(<!-- quality: .*? -->\n).*?(<!-- /quality -->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- /results -->)", re.DOTALL)
 TRAINING = {
     "loss": "The loss alone",
@@ -146,6 +148,32 @@ def serve_table(text: str) -> str:
     return SERVE_BLOCK.sub(lambda found: found[1] + goals.markdown(record, serve.PARTS) + found[2], text)
 
 
+def evaluate_table(text: str) -> str:
+    """benchmarks/README.md, given what it says so far, with what benchmarks/evaluate.py measured."""
+    import evaluate
+
+    record = json.loads((RESULTS / "evaluate.json").read_text(encoding="utf-8"))
+    return EVALUATE_BLOCK.sub(lambda found: found[1] + goals.markdown(record, evaluate.PARTS) + found[2], text)
+
+
+def quality_table(text: str) -> str:
+    """benchmarks/README.md, given what it says so far, with what benchmarks/data_quality.py measured."""
+    record = json.loads((RESULTS / "data_quality.json").read_text(encoding="utf-8"))
+    results = record["results"]
+    lines = ["| captions dropped | of them wrong | of the wrong ones found |", "|---|---|---|"]
+    lines += [
+        f"| {rule}: {at['dropped']:,} | {100 * at['precision']:.1f} % | {100 * at['recall']:.1f} % |"
+        for rule, at in results["detection"]["rules"].items()
+    ]
+    lines += ["", "| trained on | R@10, test | seeds |", "|---|---|---|"]
+    for kind in ("noisy", "filtered", "clean"):
+        one = results["training"][kind]
+        spread = "" if one["standard_deviation"] is None else f" ± {100 * one['standard_deviation']:.2f}"
+        lines.append(f"| {kind} | {100 * one['recall@10']:.2f}{spread} | {len(one['runs'])} |")
+    lines += ["", f"Measured by `{record['command']}` on {record['date']}, {record['machine']['processor']}."]
+    return QUALITY_BLOCK.sub(lambda found: found[1] + "\n".join(lines) + "\n" + found[2], text)
+
+
 def rendered() -> dict[Path, str]:
     """What each file that shows results should say."""
     texts = {README: BLOCK.sub(lambda found: found[1] + table() + found[2], README.read_text(encoding="utf-8"))}
@@ -158,6 +186,9 @@ def rendered() -> dict[Path, str]:
         texts |= index_tables(texts.get(BENCHMARKS) or BENCHMARKS.read_text(encoding="utf-8"))
     if (RESULTS / "serve.json").exists():
         texts[BENCHMARKS] = serve_table(texts[BENCHMARKS])
+    for theme, table_of in (("evaluate", evaluate_table), ("data_quality", quality_table)):
+        if (RESULTS / f"{theme}.json").exists():
+            texts[BENCHMARKS] = table_of(texts[BENCHMARKS])
     for name in LINES:
         record, config = RESULTS / f"line_{name}.json", ROOT / "configs" / f"{name}.yaml"
         if record.exists():

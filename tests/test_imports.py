@@ -41,7 +41,7 @@ LIGHT = {
     "dualenc.evaluate.intervals",
     "dualenc.evaluate.pairs",
     "dualenc.evaluate.rank_intervals",
-    "dualenc.evaluate.significance",
+    "dualenc.evaluate.compare.significance",
     "dualenc.evaluate.top_hits",
 }
 FORBIDDEN = {"torch", "pytorch_lightning", "lightning", "open_clip", "torchvision", "timm", "torchmetrics"}

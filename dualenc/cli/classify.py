@@ -64,9 +64,9 @@ def register(commands: Any) -> None:
 
 def run_classify(options: argparse.Namespace) -> int:
     from dualenc.embed.store import open_store
-    from dualenc.evaluate.classifier import classifier
-    from dualenc.evaluate.tag_sources import open_pictures
-    from dualenc.evaluate.tagging import Rules, checked_rules
+    from dualenc.evaluate.tag.sources import open_pictures
+    from dualenc.evaluate.tag.tagging import Rules, checked_rules
+    from dualenc.evaluate.zeroshot.classifier import classifier
     from dualenc.model.encoder import DualEncoder
     from dualenc.model.names import Classes, class_prompts, read_classes, templates
 
@@ -105,8 +105,8 @@ class _Work:
         """Tables of labels from row `first` on."""
         from tqdm import tqdm
 
-        from dualenc.evaluate.tag_sources import picture_blocks, store_blocks
-        from dualenc.evaluate.tagging import labelled
+        from dualenc.evaluate.tag.sources import picture_blocks, store_blocks
+        from dualenc.evaluate.tag.tagging import labelled
 
         if self.store is not None:
             blocks = store_blocks(self.store, first)
@@ -137,7 +137,7 @@ class _Work:
 
     def plan(self) -> dict[str, Any]:
         """What fixes the labels."""
-        from dualenc.evaluate.tag_sources import store_digest
+        from dualenc.evaluate.tag.sources import store_digest
 
         files = store_digest(self.store) if self.store is not None else self.source.digest()
         where = str(self.store.folder.resolve()) if self.store is not None else self.source.path
@@ -147,7 +147,7 @@ class _Work:
 
 
 def _into_file(work: _Work, out: Path) -> int:
-    from dualenc.evaluate.tag_parts import write_labels
+    from dualenc.evaluate.tag.parts import write_labels
 
     if out.is_dir():
         raise IsADirectoryError(
@@ -202,7 +202,7 @@ def _print_summary(out: Path, found: Any) -> None:
 
 def _tell_broken(work: _Work, reasons: dict[str, int]) -> bool:
     """Say how many images could not be used, and whether there are any."""
-    from dualenc.evaluate.tagging import NO_LABEL
+    from dualenc.evaluate.tag.tagging import NO_LABEL
 
     broken = {reason: times for reason, times in reasons.items() if reason not in NO_LABEL}
     for reason, names in (work.source.problems if work.source is not None else {}).items():

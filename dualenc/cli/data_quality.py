@@ -87,7 +87,7 @@ def _add_overlap(verbs: Any) -> None:
 
 
 def run_score(options: argparse.Namespace) -> int:
-    from dualenc.evaluate.score import score_pairs
+    from dualenc.evaluate.quality.score import score_pairs
     from dualenc.files import refuse_existing
 
     refuse_existing(Path(options.out))  # before the work
@@ -97,8 +97,8 @@ def run_score(options: argparse.Namespace) -> int:
     spec = None if encoder is None else encoder.spec["text"]
     scored = score_pairs(store, options.out, threshold=options.threshold, spec=spec)
     if options.report:
-        from dualenc.evaluate.report import write_report
-        from dualenc.evaluate.score_page import score_section
+        from dualenc.evaluate.page.report import write_report
+        from dualenc.evaluate.quality.score_page import score_section
 
         section, made = score_section(scored, options.examples), _made(options, store)
         page = write_report(options.report, scored.report, [section], None, made, "Pairs by score")
@@ -150,7 +150,7 @@ def _encoder(options: argparse.Namespace, store: Any) -> Any:
 def _made(options: argparse.Namespace, store: Any) -> dict[str, Any]:
     from types import SimpleNamespace
 
-    from dualenc.evaluate.provenance import provenance
+    from dualenc.evaluate.page.provenance import provenance
 
     encoder = SimpleNamespace(path=store.encoder, fingerprint=store.fingerprint)
     more = {"store": str(store.folder), "duplicates from a cosine of": options.threshold}
@@ -159,7 +159,7 @@ def _made(options: argparse.Namespace, store: Any) -> dict[str, Any]:
 
 def run_filter(options: argparse.Namespace) -> int:
     from dualenc.data.shards import open_source
-    from dualenc.evaluate.filter import filter_pairs, read_scores
+    from dualenc.evaluate.quality.filter import filter_pairs, read_scores
 
     source = open_source(options.data)
     report = filter_pairs(source, read_scores(options.scores), options.keep, options.out, options.keys)
@@ -173,7 +173,7 @@ def run_filter(options: argparse.Namespace) -> int:
 
 
 def run_overlap(options: argparse.Namespace) -> int:
-    from dualenc.evaluate.overlap import evaluate_overlap, overlap, overlap_section, shared_captions
+    from dualenc.evaluate.quality.overlap import evaluate_overlap, overlap, overlap_section, shared_captions
     from dualenc.files import refuse_existing
     from dualenc.index.vectors import as_rows
 
@@ -186,8 +186,8 @@ def run_overlap(options: argparse.Namespace) -> int:
     report["shared_captions"] = shared_captions(train.text_metadata, test.text_metadata)
     section = overlap_section(report, test, train.metadata, found, ks)
     if options.report:
-        from dualenc.evaluate.provenance import provenance
-        from dualenc.evaluate.report import write_report
+        from dualenc.evaluate.page.provenance import provenance
+        from dualenc.evaluate.page.report import write_report
 
         made = provenance(["dualenc", *sys.argv[1:]], encoder, [options.train, options.test])
         page = write_report(options.report, report, [section], None, made, "Overlap of training and test data")

@@ -21,7 +21,9 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--encoder", required=True, help="encoder folder, .ckpt, open_clip NAME:TAG, or hf-hub:org/repo"
     )
-    parser.add_argument("--data", required=True, nargs="+", help="shards, a folder of images, or a CSV/TSV/JSONL/parquet table")
+    parser.add_argument(
+        "--data", required=True, nargs="+", help="shards, a folder of images, or a CSV/TSV/JSONL/parquet table"
+    )
     parser.add_argument("--out", required=True, help="the store; run again to go on after an interruption")
     parser.add_argument(
         "--part", type=_part, default=(1, 1), metavar="i/n", help="this is job i of n, which together make one store"

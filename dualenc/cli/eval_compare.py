@@ -54,7 +54,7 @@ def register(evaluations: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from dualenc.evaluate.compare_page import evaluate_compare
+    from dualenc.evaluate.compare.page import evaluate_compare
     from dualenc.evaluate.per_query import write_per_query
 
     ks = _ks(options.ks)
@@ -100,11 +100,11 @@ def _measured(options: argparse.Namespace, i: int) -> Measured:
 
 
 def _classed(options: argparse.Namespace, encoder: Any, data: str) -> tuple[list[str], Any, int]:
-    from dualenc.evaluate.classifier import classifier
-    from dualenc.evaluate.labels import labels
+    from dualenc.evaluate.compare.same_rows import image_keys
     from dualenc.evaluate.metrics import class_ranks
-    from dualenc.evaluate.same_rows import image_keys
-    from dualenc.evaluate.zeroshot import class_scores
+    from dualenc.evaluate.zeroshot.classifier import classifier
+    from dualenc.evaluate.zeroshot.labels import labels
+    from dualenc.evaluate.zeroshot.zeroshot import class_scores
 
     classes, templates = read_prompts(data)
     embedded = embedded_data(options, data, encoder)[1]
@@ -115,7 +115,7 @@ def _classed(options: argparse.Namespace, encoder: Any, data: str) -> tuple[list
 
 
 def _class_outcomes(options: argparse.Namespace, i: int, a: Measured, b: Measured) -> list[Any]:
-    from dualenc.evaluate.compare import class_outcomes, matched
+    from dualenc.evaluate.compare.compare import class_outcomes, matched
 
     (keys, rank, classes), (other_keys, other_rank, _) = a.classed[i], b.classed[i]
     name = Path(options.zeroshot[i]).name

@@ -48,19 +48,19 @@ def run(options: argparse.Namespace) -> int:
     chosen = {"bootstrap": options.bootstrap, "by": options.by}
     part: Any
     if options.sugarcrepe:
-        from dualenc.evaluate import sugarcrepe
+        from dualenc.evaluate.composition import sugarcrepe
 
         kinds = sugarcrepe.read_sugarcrepe(options.sugarcrepe)
         encoder, embedded = _images(options, sugarcrepe.image_names(kinds), sugarcrepe.IMAGES)
         part = sugarcrepe.evaluate_sugarcrepe(encoder, embedded, kinds, **chosen)
     elif options.winoground:
-        from dualenc.evaluate import winoground
+        from dualenc.evaluate.composition import winoground
 
         quads = winoground.read_winoground(options.winoground)
         encoder, embedded = _images(options, winoground.image_names(quads), winoground.SOURCE)
         part = winoground.evaluate_winoground(encoder, embedded, quads, **chosen)
     else:
-        from dualenc.evaluate.composition import evaluate_composition
+        from dualenc.evaluate.composition.swaps import evaluate_composition
 
         encoder, embedded = embedded_data(options, options.data)
         part = evaluate_composition(encoder, embedded, **chosen)
@@ -73,7 +73,7 @@ def _images(options: argparse.Namespace, names: Sequence[str], where: str) -> tu
     from dualenc.data.shards import open_source
     from dualenc.data.source import Chosen
     from dualenc.embed.run import embed_source
-    from dualenc.evaluate.sugarcrepe import refuse_missing
+    from dualenc.evaluate.composition.sugarcrepe import refuse_missing
     from dualenc.model.encoder import DualEncoder
 
     if is_store(options.data):

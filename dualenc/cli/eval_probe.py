@@ -54,7 +54,7 @@ def register(evaluations: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from dualenc.evaluate.probe import evaluate_probe
+    from dualenc.evaluate.probe.probe import evaluate_probe
 
     if options.bootstrap < 0:
         raise ValueError(f"--bootstrap {options.bootstrap}: a number of draws is 0 or more")

@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     for data in options.zeroshot:
         parts.append(zeroshot_part(options, encoder, embedded_data(options, data, encoder)[1], data, named=several))
     if options.composition:
-        from dualenc.evaluate.composition import evaluate_composition
+        from dualenc.evaluate.composition.swaps import evaluate_composition
 
         parts.append(evaluate_composition(encoder, embedded))
     return finish(options, encoder, parts, "Retrieval")

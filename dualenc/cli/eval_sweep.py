@@ -44,12 +44,12 @@ def register(evaluations: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from dualenc.evaluate.provenance import provenance
-    from dualenc.evaluate.report import write_report
-    from dualenc.evaluate.sweep import run_sweep
-    from dualenc.evaluate.sweep_plot import sections, values
-    from dualenc.evaluate.sweep_spec import read_sweep
-    from dualenc.evaluate.sweep_table import row, write_table
+    from dualenc.evaluate.page.provenance import provenance
+    from dualenc.evaluate.page.report import write_report
+    from dualenc.evaluate.sweep.plot import sections, values
+    from dualenc.evaluate.sweep.spec import read_sweep
+    from dualenc.evaluate.sweep.sweep import run_sweep
+    from dualenc.evaluate.sweep.table import row, write_table
 
     outcomes = run_sweep(read_sweep(options.sweep), options.out, options.decode or "exact", **compute(options))
     write_table(outcomes, options.out)

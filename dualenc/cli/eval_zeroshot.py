@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     check_published(options, "zeroshot")
     read_prompts(options.data, options.classes, options.templates)  # what is wrong with them is told before the work
     if options.per_class:
-        from dualenc.evaluate.zeroshot_page import check_format
+        from dualenc.evaluate.zeroshot.page import check_format
 
         check_format(options.per_class)
     encoder, embedded = embedded_data(options, options.data)
@@ -82,7 +82,7 @@ def zeroshot_part(
     **more: Any,
 ) -> Part:
     """`evaluate_zeroshot` of one data set; named: the report holds several. more: as `evaluate_zeroshot` takes it."""
-    from dualenc.evaluate.zeroshot import evaluate_zeroshot
+    from dualenc.evaluate.zeroshot.zeroshot import evaluate_zeroshot
 
     found, templates = read_prompts(data, classes, prompts)
     name = f"zeroshot/{Path(data).name}" if named else "zeroshot"

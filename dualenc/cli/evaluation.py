@@ -79,13 +79,15 @@ def embedded_data(options: argparse.Namespace, data: str, encoder: Any = None) -
 
 def finish(options: argparse.Namespace, encoder: Any, parts: list[Part], title: str) -> int:
     """Write what was asked for, and print the tables; the exit code. encoder: one, or a list of those compared."""
-    from dualenc.evaluate.provenance import provenance
-    from dualenc.evaluate.report import write_report
+    from dualenc.evaluate.page.provenance import provenance
+    from dualenc.evaluate.page.report import write_report
 
     report = {key: value for values, _ in parts for key, value in values.items()}
     if options.out:
         curve = options.curve or _own_curve(encoder)
-        others = [getattr(options, "data_b", None), *getattr(options, "zeroshot", [])]
+        others = [getattr(options, name, None) for name in ("train", "val", "data_b")] + getattr(
+            options, "zeroshot", []
+        )
         data = [options.data, *filter(None, others)]
         made = provenance(["dualenc", *sys.argv[1:]], encoder, data)
         page = write_report(options.out, report, [section for _, section in parts], curve, made, title)
@@ -95,7 +97,7 @@ def finish(options: argparse.Namespace, encoder: Any, parts: list[Part], title: 
         print_json(report)
         return int(differs)
     for _, section in parts:
-        sys.stdout.write(f"\n{printable(section.title)}: {printable(section.about)}\n")
+        sys.stdout.write(f"\n{_plain(section.title)}: {_plain(section.about)}\n")
         for table in section.tables:
             print_table(table)
     return int(differs)
@@ -108,10 +110,15 @@ def _own_curve(encoder: Any) -> Path | None:
     return beside if path.name and path.exists() and beside.is_file() else None
 
 
+def _plain(text: str) -> str:
+    """Text of a page for a terminal: its narrow spaces as plain ones."""
+    return printable(text.replace("\u202f", " ").replace("\u00a0", " "))
+
+
 def print_table(table: Any) -> None:
     def cell(value: Any) -> str:
         if isinstance(value, str):
-            return printable(value)
+            return _plain(value)
         low_high = f" [{100 * value.interval.low:.1f}, {100 * value.interval.high:.1f}]" if value.interval else ""
         return f"{100 * value.value:.1f} %{low_high}"
 
@@ -121,5 +128,5 @@ def print_table(table: Any) -> None:
         sys.stdout.write(
             "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() + "\n"
         )
-    for line in textwrap.wrap(printable(table.note), 110):
+    for line in textwrap.wrap(_plain(table.note), 110):
         sys.stdout.write(f"  {line}\n")

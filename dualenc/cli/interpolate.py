@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     from dualenc.files import refuse_existing
 
     refuse_existing(Path(options.out))
-    from dualenc.evaluate.interpolate import check_alphas, load_ends, open_task
+    from dualenc.evaluate.interpolate.interpolate import check_alphas, load_ends, open_task
     from dualenc.model.interpolate import check_alpha
 
     if options.new is None:
@@ -91,7 +91,7 @@ def _statistics(options: argparse.Namespace) -> Any:
     if options.data is None:
         return None
     from dualenc.data.shards import open_source
-    from dualenc.evaluate.interpolate import Statistics
+    from dualenc.evaluate.interpolate.interpolate import Statistics
 
     for name, value, least in (("batches", options.batches, 1), ("batch-size", options.batch_size, 2)):
         if value < least:
@@ -100,7 +100,7 @@ def _statistics(options: argparse.Namespace) -> Any:
 
 
 def _one(options: argparse.Namespace, ends: Any, alpha: float) -> int:
-    from dualenc.evaluate.interpolate import encoder_at
+    from dualenc.evaluate.interpolate.interpolate import encoder_at
 
     device = "cpu" if options.accelerator == "cpu" else None
     mark = encoder_at(ends, alpha, options.decode or "exact", device).save(options.out)
@@ -114,8 +114,8 @@ def _one(options: argparse.Namespace, ends: Any, alpha: float) -> int:
 def _curve(options: argparse.Namespace, ends: Any, alphas: list[float], tasks: list[Any]) -> int:
     from tqdm import tqdm
 
-    from dualenc.evaluate.interpolate import best, curve, encoder_at
-    from dualenc.evaluate.interpolate_report import values, write
+    from dualenc.evaluate.interpolate.interpolate import best, curve, encoder_at
+    from dualenc.evaluate.interpolate.report import values, write
     from dualenc.model.folder import versions
 
     decode, points = options.decode or "exact", []

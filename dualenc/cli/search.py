@@ -182,7 +182,7 @@ def _read(hit: dict[str, Any]) -> bytes | None:
 
 def write_grid(options: argparse.Namespace, hits: list[dict[str, Any]], images: list[bytes | None]) -> None:
     """Write the contact sheet of the hits; what does not decode is an empty frame."""
-    from dualenc.evaluate.grid import grid
+    from dualenc.evaluate.page.grid import grid
     from dualenc.images import decode
 
     pictures: list[Any] = []

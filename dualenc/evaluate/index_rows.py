@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dualenc.evaluate.compare.same_rows import column, example, image_keys, numbered, places, text_names, unique_keys
 from dualenc.evaluate.ranks import Ints
-from dualenc.evaluate.same_rows import column, example, image_keys, numbered, places, text_names, unique_keys
 from dualenc.evaluate.sections import Embedded
 
 CHECKED = 100  # rows of the index that are compared with the data's own

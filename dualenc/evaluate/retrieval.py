@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dualenc.evaluate.groups import Measure, by_group, groups_of
+from dualenc.evaluate.groups.groups import Measure, by_group, groups_of
 from dualenc.evaluate.intervals import TIMES, Interval
 from dualenc.evaluate.metrics import chance_recall, rank_metrics
 from dualenc.evaluate.pairs import checked_pairs

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dualenc.evaluate.differences import points
+from dualenc.evaluate.compare.differences import points
 from dualenc.evaluate.index_rows import Matched, check_alike, match, what
 from dualenc.evaluate.intervals import Interval, mean_intervals
 from dualenc.evaluate.metrics import Side, sides

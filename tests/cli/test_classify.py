@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dualenc.cli import main
-from dualenc.evaluate import tag_parts
-from dualenc.evaluate.classifier import VARIABLE
+from dualenc.evaluate.tag import parts as tag_parts
+from dualenc.evaluate.zeroshot.classifier import VARIABLE
 from tests.small import COLOURS, loaded, png, sample, write_shards, write_tar
 
 CLASSES = ["red", "green", "blue"]
@@ -194,7 +194,7 @@ def test_a_store_takes_no_images(run: Any, encoder_folder: Path, capsys: pytest.
 def test_a_store_in_several_parts_goes_on_within_one(encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from dualenc.data.shards import open_source
     from dualenc.embed.run import write_store
-    from dualenc.evaluate import tag_sources
+    from dualenc.evaluate.tag import sources as tag_sources
 
     write_shards(Path("data"), 40, shards=1)
     store = write_store(encoder, open_source("data"), "store", part_samples=15, workers=0)
@@ -237,7 +237,7 @@ def test_the_classifier_is_made_once(run: Any, monkeypatch: pytest.MonkeyPatch, 
     assert not (tmp_path / "cache").exists()
     assert run("pictures") == 0
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    monkeypatch.setattr("dualenc.evaluate.classifier.classifier_of", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr("dualenc.evaluate.zeroshot.classifier.classifier_of", lambda *_: pytest.fail("made again"))
     assert run("pictures") == 0
 
 

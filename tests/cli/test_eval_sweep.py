@@ -73,7 +73,7 @@ def test_a_typo_is_told_before_any_work(sweep: Path, tmp_path: Path) -> None:
 
 
 def test_the_yaml_of_the_help_is_a_sweep(tmp_path: Path) -> None:
-    from dualenc.evaluate.sweep_spec import combinations, read_sweep
+    from dualenc.evaluate.sweep.spec import combinations, read_sweep
 
     yaml = eval_sweep.ABOUT.split("SWEEP.yaml:\n")[1].split("\nThe folder")[0]
     (tmp_path / "example.yaml").write_text(yaml)

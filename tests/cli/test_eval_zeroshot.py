@@ -84,7 +84,7 @@ def test_the_whole_of_it_is_what_the_parts_are(run, made):
     """The command against `evaluate_zeroshot` on the same embedded data."""
     from dualenc.data.shards import open_source
     from dualenc.embed.run import embed_source
-    from dualenc.evaluate.zeroshot import evaluate_zeroshot
+    from dualenc.evaluate.zeroshot.zeroshot import evaluate_zeroshot
     from dualenc.model.encoder import DualEncoder
 
     encoder = DualEncoder.load("encoder", device="cpu")

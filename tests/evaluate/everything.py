@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dualenc.evaluate.figure import bars, heat, heat_size, histograms, panel
 from dualenc.evaluate.intervals import Interval
+from dualenc.evaluate.page.figure import bars, heat, heat_size, histograms, panel
 from dualenc.evaluate.sections import Example, Examples, Headline, Item, Panel, Picture, Section, Share, Table
 
 LONG = "a_very_long_name_without_a_space_that_somebody_gave_to_a_column_of_their_metadata"

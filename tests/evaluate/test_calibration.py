@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from dualenc.evaluate import calibration
-from dualenc.evaluate.calibration import (
+from dualenc.evaluate.zeroshot import calibration
+from dualenc.evaluate.zeroshot.calibration import (
     BINS,
     HIGHEST,
     LOWEST,

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dualenc.evaluate import classifier as module
-from dualenc.evaluate.classifier import cache_folder, classifier
+from dualenc.evaluate.zeroshot import classifier as module
+from dualenc.evaluate.zeroshot.classifier import cache_folder, classifier
 from dualenc.model.names import Classes, class_prompts, classifier_of
 from tests.evaluate.conftest import WordEncoder
 

@@ -9,14 +9,23 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dualenc.evaluate import compare, compare_figures, compare_page, differences
-from dualenc.evaluate.compare import Outcome, aligned, class_outcomes, compare_outcomes, retrieval_outcomes, verdict
-from dualenc.evaluate.compare_page import Comparison
+from dualenc.evaluate.compare import compare, differences
+from dualenc.evaluate.compare import figures as compare_figures
+from dualenc.evaluate.compare import page as compare_page
+from dualenc.evaluate.compare.compare import (
+    Outcome,
+    aligned,
+    class_outcomes,
+    compare_outcomes,
+    retrieval_outcomes,
+    verdict,
+)
+from dualenc.evaluate.compare.page import Comparison
+from dualenc.evaluate.compare.significance import holm, sign_flip_test
 from dualenc.evaluate.intervals import mean_intervals
 from dualenc.evaluate.metrics import retrieval_metrics, retrieval_ranks
+from dualenc.evaluate.page.report import write_report
 from dualenc.evaluate.ranks import ranks
-from dualenc.evaluate.report import write_report
-from dualenc.evaluate.significance import holm, sign_flip_test
 from tests.evaluate.test_significance import mcnemar
 
 TIMES, PATTERNS = 100, 499  # draws: enough for what is asked here

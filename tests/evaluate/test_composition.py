@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dualenc.evaluate import caption_pairs
-from dualenc.evaluate.composition import composition_metrics, evaluate_composition
+from dualenc.evaluate.composition import caption_pairs
+from dualenc.evaluate.composition.swaps import composition_metrics, evaluate_composition
 
 
 def test_by_hand_and_a_tie_is_wrong():

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualenc.evaluate import confusion
-from dualenc.evaluate.confusion import (
+from dualenc.evaluate.metrics import class_ranks
+from dualenc.evaluate.zeroshot import confusion
+from dualenc.evaluate.zeroshot.confusion import (
     MOST_CLASSES,
     PAIRS,
     Pair,
@@ -23,7 +24,6 @@ from dualenc.evaluate.confusion import (
     predictions,
     shares,
 )
-from dualenc.evaluate.metrics import class_ranks
 
 pairs_of_classes = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40)
 

@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dualenc.evaluate.curve import MOST_POINTS, panels, read_series, thinned
-from dualenc.evaluate.figure import GRID, INK, LINES
+from dualenc.evaluate.page.curve import MOST_POINTS, panels, read_series, thinned
+from dualenc.evaluate.page.figure import GRID, INK, LINES
 
 CSV = """epoch,step,train/loss,val/text_to_image/recall@1,val/mean_recall
 0,9,5.5,,

@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from dualenc.evaluate import figure
-from dualenc.evaluate.figure import MOST_CELLS, bars, count, heat, heat_size, histograms, panel
 from dualenc.evaluate.intervals import Interval
+from dualenc.evaluate.page import figure
+from dualenc.evaluate.page.figure import MOST_CELLS, bars, count, heat, heat_size, histograms, panel
 from dualenc.evaluate.sections import Share
 
 VARIABLE = re.compile(r"var\((--[a-z0-9-]+)\)")

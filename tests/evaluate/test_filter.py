@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from dualenc.data.shards import open_source
-from dualenc.evaluate import clauses as clauses_module
-from dualenc.evaluate.clauses import clauses, condition
-from dualenc.evaluate.filter import filter_pairs, read_scores
+from dualenc.evaluate.quality import clauses as clauses_module
+from dualenc.evaluate.quality.clauses import clauses, condition
+from dualenc.evaluate.quality.filter import filter_pairs, read_scores
 from tests.small import sample, write_tar
 
 SCORES = {("a", 0): 0.9, ("a", 1): 0.1, ("b", 0): 0.2, ("b", 1): 0.1, ("c", 0): 0.5, ("d", 0): 0.8}
@@ -195,8 +195,8 @@ def test_reading_scores(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from dualenc.data.shards import open_source
-from dualenc.evaluate import filter
-from dualenc.evaluate.filter import filter_pairs, read_scores
+from dualenc.evaluate.quality import filter
+from dualenc.evaluate.quality.filter import filter_pairs, read_scores
 copied, seen = filter._copied, []
 def slowly(*args):
     seen.append(args)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from dualenc.evaluate.grid import EDGE, GAP, PAPER, RIGHT, TILE, WRONG, _columns, _font, _wrap, grid
+from dualenc.evaluate.page.grid import EDGE, GAP, PAPER, RIGHT, TILE, WRONG, _columns, _font, _wrap, grid
 
 
 def red(width=64, height=64):

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dualenc.evaluate import group_split, groups
-from dualenc.evaluate.group_gap import SHUFFLES, TABLE_ROWS, _spread
-from dualenc.evaluate.groups import MOST_GROUPS, Measure, by_group, by_group_of, groups_of
+from dualenc.evaluate.groups import groups
+from dualenc.evaluate.groups import split as group_split
+from dualenc.evaluate.groups.gap import SHUFFLES, TABLE_ROWS, _spread
+from dualenc.evaluate.groups.groups import MOST_GROUPS, Measure, by_group, by_group_of, groups_of
 from dualenc.evaluate.sections import Share
 
 

@@ -13,8 +13,7 @@ from test_report import Page
 
 from dualenc.data.shards import open_source
 from dualenc.embed.run import embed_source
-from dualenc.evaluate.figure import GRID, INK, LINES
-from dualenc.evaluate.interpolate import (
+from dualenc.evaluate.interpolate.interpolate import (
     RECALLS,
     Ends,
     Point,
@@ -27,11 +26,12 @@ from dualenc.evaluate.interpolate import (
     open_task,
     score,
 )
-from dualenc.evaluate.interpolate_plot import name_of, panels
-from dualenc.evaluate.interpolate_report import section, values, write
+from dualenc.evaluate.interpolate.plot import name_of, panels
+from dualenc.evaluate.interpolate.report import section, values, write
+from dualenc.evaluate.page.figure import GRID, INK, LINES
 from dualenc.evaluate.retrieval import evaluate_retrieval
 from dualenc.evaluate.sections import Share
-from dualenc.evaluate.zeroshot import evaluate_zeroshot
+from dualenc.evaluate.zeroshot.zeroshot import evaluate_zeroshot
 from dualenc.model.encoder import DualEncoder
 from dualenc.model.folder import fingerprint, save_folder
 from dualenc.model.spec import input_spec

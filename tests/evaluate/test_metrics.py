@@ -45,19 +45,30 @@ def slow_recall(query, gallery, relevant, k):
 
 @pytest.mark.parametrize(
     "name",
-    ["metrics", "ranks", "pairs", "rank_intervals", "composition", "zeroshot", "words", "curve", "retrieval", "grid"],
+    [
+        "metrics",
+        "ranks",
+        "pairs",
+        "rank_intervals",
+        "retrieval",
+        "composition.swaps",
+        "zeroshot.zeroshot",
+        "page.words",
+        "page.curve",
+        "page.grid",
+    ],
 )
 def test_docstring_examples(name):
     module = importlib.import_module(f"dualenc.evaluate.{name}")
     result = doctest.testmod(module)
     assert result.failed == 0
-    public = ("metrics", "ranks", "pairs", "rank_intervals", "composition", "words")
+    public = ("metrics", "ranks", "pairs", "rank_intervals", "composition.swaps", "page.words")
     assert result.attempted > 0 or name not in public
 
 
 def test_importing_evaluate_loads_nothing_heavy():
     program = (
-        "import sys, dualenc.evaluate.metrics, dualenc.evaluate.retrieval, dualenc.evaluate.report;"
+        "import sys, dualenc.evaluate.metrics, dualenc.evaluate.retrieval, dualenc.evaluate.page.report;"
         "from dualenc.evaluate import recall_at_k, zero_shot_metrics;"
         "print([m for m in ('torch', 'open_clip', 'faiss', 'matplotlib') if m in sys.modules])"
     )

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualenc.evaluate import multilabel
-from dualenc.evaluate.groups import by_group_of
-from dualenc.evaluate.labels import holds_lists, label_lists
-from dualenc.evaluate.multilabel import (
+from dualenc.evaluate.groups.groups import by_group_of
+from dualenc.evaluate.zeroshot import multilabel
+from dualenc.evaluate.zeroshot.labels import holds_lists, label_lists
+from dualenc.evaluate.zeroshot.multilabel import (
     affordable_times,
     average_precision_per_class,
     drawn_precisions,
@@ -21,8 +21,8 @@ from dualenc.evaluate.multilabel import (
     precision_intervals,
     precisions_among,
 )
-from dualenc.evaluate.zeroshot import evaluate_zeroshot
-from dualenc.evaluate.zeroshot_multilabel import by_groups
+from dualenc.evaluate.zeroshot.multilabel_section import by_groups
+from dualenc.evaluate.zeroshot.zeroshot import evaluate_zeroshot
 
 CLASSES = ["cat", "dog", "bird"]
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualenc.evaluate import overlap as module
 from dualenc.evaluate.metrics import retrieval_metrics
-from dualenc.evaluate.overlap import evaluate_overlap, find_overlap, overlap, overlap_section, shared_captions
-from dualenc.evaluate.report import write_report
+from dualenc.evaluate.page.report import write_report
+from dualenc.evaluate.quality import overlap as module
+from dualenc.evaluate.quality.overlap import evaluate_overlap, find_overlap, overlap, overlap_section, shared_captions
 from dualenc.index.vectors import Array
 
 NAMES = ["red circle", "blue square", "green star", "black ring", "pink cross", "large moon"]

@@ -10,15 +10,19 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dualenc.evaluate import probe, probe_choice, probe_data, probe_fit, probe_lbfgs
 from dualenc.evaluate.intervals import Interval
-from dualenc.evaluate.probe_choice import FITS, GRID, choose, spread
-from dualenc.evaluate.probe_data import Set, at_most, draw_shots, held_out, sets
-from dualenc.evaluate.probe_fit import fit, loss_and_slope, principal
-from dualenc.evaluate.probe_lbfgs import minimise
-from dualenc.evaluate.probe_numbers import numbers
-from dualenc.evaluate.report import write_report
-from dualenc.evaluate.zeroshot import evaluate_zeroshot
+from dualenc.evaluate.page.report import write_report
+from dualenc.evaluate.probe import choice as probe_choice
+from dualenc.evaluate.probe import data as probe_data
+from dualenc.evaluate.probe import fit as probe_fit
+from dualenc.evaluate.probe import lbfgs as probe_lbfgs
+from dualenc.evaluate.probe import probe
+from dualenc.evaluate.probe.choice import FITS, GRID, choose, spread
+from dualenc.evaluate.probe.data import Set, at_most, draw_shots, held_out, sets
+from dualenc.evaluate.probe.fit import fit, loss_and_slope, principal
+from dualenc.evaluate.probe.lbfgs import minimise
+from dualenc.evaluate.probe.numbers import numbers
+from dualenc.evaluate.zeroshot.zeroshot import evaluate_zeroshot
 from dualenc.model.names import Classes
 from tests.evaluate.conftest import Samples, WordEncoder
 

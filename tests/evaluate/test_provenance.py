@@ -12,8 +12,8 @@ import pytest
 
 from dualenc.data.shards import open_source
 from dualenc.embed.store_writer import StoreWriter
-from dualenc.evaluate.provenance import checksum, provenance, settings_digest, source_checksum
-from dualenc.evaluate.words import flat, grouped
+from dualenc.evaluate.page.provenance import checksum, provenance, settings_digest, source_checksum
+from dualenc.evaluate.page.words import flat, grouped
 from tests.small import sample, write_shards, write_tar
 
 

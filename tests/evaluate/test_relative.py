@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualenc.evaluate import relative
-from dualenc.evaluate.relative import percentile, relative_scores
+from dualenc.evaluate.quality import relative
+from dualenc.evaluate.quality.relative import percentile, relative_scores
 from dualenc.index import vectors
 from dualenc.index.vectors import Array
 

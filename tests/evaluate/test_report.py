@@ -12,14 +12,14 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from dualenc.evaluate import words as spoken
-from dualenc.evaluate.composition import evaluate_composition
+from dualenc.evaluate.composition.swaps import evaluate_composition
 from dualenc.evaluate.intervals import Interval
-from dualenc.evaluate.report import FOLD, thumbnail, write_report
+from dualenc.evaluate.page import words as spoken
+from dualenc.evaluate.page.report import FOLD, thumbnail, write_report
+from dualenc.evaluate.page.words import bar, flat, interval, number, numeric, percent, values
 from dualenc.evaluate.retrieval import evaluate_retrieval
 from dualenc.evaluate.sections import Example, Examples, Headline, Item, Panel, Picture, Section, Share, Table
-from dualenc.evaluate.words import bar, flat, interval, number, numeric, percent, values
-from dualenc.evaluate.zeroshot import evaluate_zeroshot
+from dualenc.evaluate.zeroshot.zeroshot import evaluate_zeroshot
 from tests.evaluate.everything import everything
 
 EVIL = "<script>alert('x')</script> & \"quotes\""

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from dualenc.evaluate.report import write_report
+from dualenc.evaluate.page.report import write_report
 from tests.evaluate.everything import everything
 from tests.serve import browser
 

@@ -17,11 +17,11 @@ from PIL import Image
 
 from dualenc.embed.store import Store, open_store
 from dualenc.embed.store_writer import StoreWriter
-from dualenc.evaluate import captions, score
-from dualenc.evaluate.captions import picture_size, token_counts
-from dualenc.evaluate.report import write_report
-from dualenc.evaluate.score import COLUMNS, score_pairs
-from dualenc.evaluate.score_page import score_section
+from dualenc.evaluate.page.report import write_report
+from dualenc.evaluate.quality import captions, score
+from dualenc.evaluate.quality.captions import picture_size, token_counts
+from dualenc.evaluate.quality.score import COLUMNS, score_pairs
+from dualenc.evaluate.quality.score_page import score_section
 from dualenc.evaluate.sections import Picture
 
 CAPTIONS = [["a red fox", "A dog"], ["a dog", "two  cats <b>"], ["a dog"], ["one sheep"], ["the moon"]]

@@ -9,8 +9,8 @@ from math import comb
 import numpy as np
 import pytest
 
-from dualenc.evaluate import significance
-from dualenc.evaluate.significance import holm, sign_flip_test
+from dualenc.evaluate.compare import significance
+from dualenc.evaluate.compare.significance import holm, sign_flip_test
 
 
 def mcnemar(won: int, lost: int) -> float:

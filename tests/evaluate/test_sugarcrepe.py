@@ -9,9 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualenc.evaluate.caption_pairs import Pairs
+from dualenc.evaluate.composition.caption_pairs import Pairs
+from dualenc.evaluate.composition.sugarcrepe import (
+    KINDS,
+    PREFIX,
+    Pair,
+    _means,
+    evaluate_sugarcrepe,
+    image_names,
+    read_sugarcrepe,
+)
 from dualenc.evaluate.intervals import draws
-from dualenc.evaluate.sugarcrepe import KINDS, PREFIX, Pair, _means, evaluate_sugarcrepe, image_names, read_sugarcrepe
 from tests.evaluate.conftest import ConstantEncoder, WordEncoder
 
 ENTRY = {"filename": "1.jpg", "caption": "a cat", "negative_caption": "a dog"}

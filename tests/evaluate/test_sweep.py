@@ -20,15 +20,15 @@ from dualenc.data.shards import open_source
 from dualenc.embed import run as embed_run
 from dualenc.embed.describe import describe
 from dualenc.embed.store_writer import StoreWriter
-from dualenc.evaluate import sweep_plot
-from dualenc.evaluate.provenance import Checksum
+from dualenc.evaluate.page.provenance import Checksum
 from dualenc.evaluate.retrieval import evaluate_retrieval
-from dualenc.evaluate.sweep import label, run_sweep
-from dualenc.evaluate.sweep_evidence import Facts, Outcome
-from dualenc.evaluate.sweep_plot import panels, sections, shares, values
-from dualenc.evaluate.sweep_spec import Combination, Data, Encoder, combinations, read_sweep
-from dualenc.evaluate.sweep_table import table, write_table
-from dualenc.evaluate.zeroshot import evaluate_zeroshot
+from dualenc.evaluate.sweep import plot as sweep_plot
+from dualenc.evaluate.sweep.evidence import Facts, Outcome
+from dualenc.evaluate.sweep.plot import panels, sections, shares, values
+from dualenc.evaluate.sweep.spec import Combination, Data, Encoder, combinations, read_sweep
+from dualenc.evaluate.sweep.sweep import label, run_sweep
+from dualenc.evaluate.sweep.table import table, write_table
+from dualenc.evaluate.zeroshot.zeroshot import evaluate_zeroshot
 from dualenc.model.encoder import DualEncoder
 from tests.small import COLOURS, write_shards
 

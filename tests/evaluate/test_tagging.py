@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dualenc.evaluate import tag_parts, tagging
-from dualenc.evaluate.tag_parts import Summary, made_by, parts_folder, write_labels
-from dualenc.evaluate.tagging import NONE_OF_THESE, SCHEMA, UNDECIDED, Block, Rules, checked_rules, labelled
+from dualenc.evaluate.tag import parts as tag_parts
+from dualenc.evaluate.tag import tagging
+from dualenc.evaluate.tag.parts import Summary, made_by, parts_folder, write_labels
+from dualenc.evaluate.tag.tagging import NONE_OF_THESE, SCHEMA, UNDECIDED, Block, Rules, checked_rules, labelled
 
 NAMES = ["cat", "dog", "owl"]
 WEIGHTS = np.eye(3, 4, dtype=np.float32)  # the cosine with class c is the row's c-th value

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from dualenc import Index
-from dualenc.evaluate import same_rows, through_index
+from dualenc.evaluate import through_index
+from dualenc.evaluate.compare import same_rows
 from dualenc.evaluate.intervals import mean_intervals
 from dualenc.evaluate.metrics import rank_metrics, sides
 from dualenc.evaluate.ranks import ranks

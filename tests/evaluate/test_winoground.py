@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualenc.evaluate.winoground import (
+from dualenc.evaluate.composition.winoground import (
     PREFIX,
     Quad,
     evaluate_winoground,

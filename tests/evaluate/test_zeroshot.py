@@ -13,22 +13,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualenc.evaluate import labels as labels_module
-from dualenc.evaluate import zeroshot_page
-from dualenc.evaluate.calibration import confidences, cross_fitted_scales, expected_calibration_error, fitted_scale
-from dualenc.evaluate.groups import by_group_of
+from dualenc.evaluate.groups.groups import by_group_of
 from dualenc.evaluate.intervals import draws
-from dualenc.evaluate.labels import holds_lists, labels
 from dualenc.evaluate.metrics import zero_shot_metrics
-from dualenc.evaluate.zeroshot import (
+from dualenc.evaluate.zeroshot import labels as labels_module
+from dualenc.evaluate.zeroshot import page as zeroshot_page
+from dualenc.evaluate.zeroshot.calibration import (
+    confidences,
+    cross_fitted_scales,
+    expected_calibration_error,
+    fitted_scale,
+)
+from dualenc.evaluate.zeroshot.labels import holds_lists, labels
+from dualenc.evaluate.zeroshot.numbers import accuracy_intervals, by_groups, drawn_accuracies, judge
+from dualenc.evaluate.zeroshot.page import TABLE_ROWS, class_table, wilson
+from dualenc.evaluate.zeroshot.scale import calibrated, own_scale
+from dualenc.evaluate.zeroshot.zeroshot import (
     class_scores,
     classifier,
     classify,
     evaluate_zeroshot,
 )
-from dualenc.evaluate.zeroshot_numbers import accuracy_intervals, by_groups, drawn_accuracies, judge
-from dualenc.evaluate.zeroshot_page import TABLE_ROWS, class_table, wilson
-from dualenc.evaluate.zeroshot_scale import calibrated, own_scale
 from dualenc.model.names import Classes
 
 CLASSES = ["cat", "dog", "bird"]

@@ -1,0 +1,1 @@
+"""Who it fails: metrics by group, the worst group, and the gap."""

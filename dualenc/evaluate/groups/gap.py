@@ -1,0 +1,163 @@
+"""What by-group metrics are made into: report keys, the worst group, the gap and its chance, a table of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from dualenc.evaluate.groups.split import Split
+from dualenc.evaluate.intervals import LEVEL, Interval
+from dualenc.evaluate.ranks import Floats, Ints
+from dualenc.evaluate.sections import Share, Table
+
+TABLE_ROWS = 30  # a longer table shows this many, the largest groups
+SHUFFLES = 200  # random groupings behind a gap's chance: a mean takes fewer of them than an interval's ends
+
+Report = dict[str, float | int | str | None]
+
+
+class Measure(NamedTuple):
+    """How a metric is shown and compared. share: a fraction 0..1, printed in percent; lower: lower values are better."""
+
+    title: str
+    lower: bool = False
+    share: bool = True
+
+
+class Source(NamedTuple):
+    """Where values come from. Units are the clusters' parts within one group, 0 .. U-1."""
+
+    value: Callable[[Ints], Floats]  # units (n,), repeated ones count repeatedly -> (M,), NaN where it is undefined
+    drawn: Callable[[Ints, int], Floats]  # units (n,), seed -> (times, M) values of n units drawn with replacement
+
+
+class _Group(NamedTuple):
+    """One group: how many independent samples it has, its metrics (M,), and their values in each draw (times, M)."""
+
+    name: str
+    size: int
+    value: Floats
+    drawn: Floats | None
+
+
+def compare(
+    split: Split,
+    source: Source,
+    metrics: list[str],
+    times: int,
+    seed: int,
+    prefix: str,
+    measures: Mapping[str, Measure],
+) -> tuple[Report, Table]:
+    found = []
+    for g, (name, units) in enumerate(zip(split.names, split.members, strict=True)):
+        # Another seed for each group: with one for all, groups of equal size would be drawn alike, not independently.
+        own_seed = int(np.random.SeedSequence([seed, g]).generate_state(1)[0])
+        drawn = source.drawn(units, own_seed) if times and len(units) > 1 else None
+        found.append(_Group(name, len(units), source.value(units), drawn))
+    shown = [measures.get(metric) or Measure(metric) for metric in metrics]
+    compared = [g for g, group in enumerate(found) if group.size > 1]
+    chance = _chance(split, compared, source, min(times, SHUFFLES), seed)
+    report: Report = {}
+    for group in found:
+        report[f"{prefix}{group.name}/count"] = group.size
+        for m, metric in enumerate(metrics):
+            drawn = None if group.drawn is None else group.drawn[:, m]
+            report |= _entries(f"{prefix}{group.name}/{metric}", group.value[m], drawn)
+    for m, metric in enumerate(metrics):
+        report |= _gap([found[g] for g in compared], m, prefix, metric, shown[m].lower)
+        report |= {} if chance is None else {f"{prefix}gap/{metric}/chance": _number(chance[m])}
+    report[f"{prefix}left_out"] = split.left_out
+    return report, _table(report, prefix, [group.name for group in found], metrics, shown)
+
+
+def _gap(groups: list[_Group], m: int, prefix: str, metric: str, lower: bool) -> Report:
+    groups = [group for group in groups if not np.isnan(group.value[m])]
+    if len(groups) < 2:
+        return {f"{prefix}{what}/{metric}": None for what in ("worst", "worst_group", "gap")}
+    value = np.array([group.value[m] for group in groups])
+    worst = int(np.argmax(value) if lower else np.argmin(value))
+    report: Report = {
+        f"{prefix}worst/{metric}": float(value[worst]),
+        f"{prefix}worst_group/{metric}": groups[worst].name,
+    }
+    every = [group.drawn[:, m] for group in groups if group.drawn is not None]
+    drawn = _spread(np.stack(every)) if every else None
+    return report | _entries(f"{prefix}gap/{metric}", float(np.ptp(value)), drawn)
+
+
+def _spread(values: Floats) -> Floats:
+    """Best less worst of (groups, …), groups without a value left out; NaN where fewer than two have one."""
+    kept = ~np.isnan(values)
+    spread = np.where(kept, values, -np.inf).max(axis=0) - np.where(kept, values, np.inf).min(axis=0)
+    return np.where(kept.sum(axis=0) > 1, spread, np.nan)
+
+
+def _chance(split: Split, compared: list[int], source: Source, times: int, seed: int) -> Floats | None:
+    """(M,) the mean gap when the compared groups' units are dealt out anew at random, sizes kept."""
+    if not times or len(compared) < 2:
+        return None
+    members = [split.members[g] for g in compared]
+    ends = np.cumsum([len(units) for units in members])[:-1]
+    rng = np.random.default_rng(seed)
+
+    def shuffled() -> Iterator[Floats]:
+        for _ in range(times):
+            dealt = np.split(rng.permutation(np.concatenate(members)), ends)
+            yield _spread(np.stack([source.value(units) for units in dealt]))
+
+    gaps = np.stack(list(shuffled()))  # (times, M)
+    known = ~np.isnan(gaps)
+    return np.where(known, gaps, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)
+
+
+def _entries(key: str, value: float, drawn: Floats | None) -> Report:
+    """A metric's keys: its value, and its interval's ends where it was drawn."""
+    report: Report = {key: _number(value)}
+    kept = np.empty(0) if drawn is None else drawn[~np.isnan(drawn)]
+    if len(kept):
+        low, high = np.quantile(kept, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        report |= {f"{key}/low": float(low), f"{key}/high": float(high)}
+    return report
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _table(report: Report, prefix: str, names: list[str], metrics: list[str], shown: list[Measure]) -> Table:
+    def cell(key: str, measure: Measure) -> str | Share:
+        value, low, high, chance = (report.get(key + end) for end in ("", "/low", "/high", "/chance"))
+        if not isinstance(value, float):
+            return "–"
+        between = Interval(low, high) if isinstance(low, float) and isinstance(high, float) else None
+        if measure.share:
+            return Share(value, chance if isinstance(chance, float) else None, between)
+        text = f"{value:,.1f}" + (f" [{between.low:,.1f}, {between.high:,.1f}]" if between else "")
+        return text + (f"; of random groups {chance:,.1f}" if isinstance(chance, float) else "")
+
+    def line(what: str) -> list[str | Share]:
+        return [cell(f"{prefix}{what}/{metric}", measure) for metric, measure in zip(metrics, shown, strict=True)]
+
+    rows: list[list[str | Share]] = [
+        [name, f"{report[f'{prefix}{name}/count']:,}", *line(name)] for name in names[:TABLE_ROWS]
+    ]
+    if len(names) > 1:
+        worst = [report[f"{prefix}worst_group/{metric}"] for metric in metrics]
+        rows.append(["Worst group", "", *("–" if name is None else str(name) for name in worst)])
+        rows.append(["Gap, best less worst", "", *line("gap")])
+    column = prefix.rstrip("/").rpartition("by/")[2] or "group"
+    return Table([column, "Samples", *(measure.title for measure in shown)], rows, _note(report, prefix, len(names)))
+
+
+def _note(report: Report, prefix: str, groups: int) -> str:
+    said = ["The largest group stands first."]
+    if groups > TABLE_ROWS:
+        said.append(f"The {TABLE_ROWS} largest of {groups:,} groups; all are in report.json.")
+    if any(key.endswith("/high") for key in report):
+        said.append("The gap looks larger than it is where groups are small: its tick is the gap of random groups.")
+    if report[f"{prefix}left_out"]:
+        said.append(f"{report[f'{prefix}left_out']:,} samples without a value are left out.")
+    return " ".join(said)

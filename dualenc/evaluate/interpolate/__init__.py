@@ -1,0 +1,1 @@
+"""WiSE-FT: encoders between the starting and the tuned weights, and the curve of their scores."""

@@ -1,0 +1,1 @@
+"""Sweeps: encoders x data sets x templates from one YAML, a row each."""

@@ -1,0 +1,1 @@
+"""Labels for a large collection, in parts, so that a stopped run goes on."""

@@ -1,0 +1,227 @@
+"""A large table of labels, written part by part beside its place: a killed run goes on where it stood.
+
+`OUT.parts/` holds plan.json and a file for each stretch of rows, 000000000000-000000008192.parquet, which appears when it
+is whole; what comes first is written first. When the rows are complete, they become OUT, and the folder goes.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import glob
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dualenc.evaluate.tag.tagging import SCHEMA
+from dualenc.files import read_json, whole_file, write_json
+
+PART_ROWS, PART_SECONDS = (
+    8192,
+    30.0,
+)  # a part is written when it has that many rows, or after that time: what a kill loses
+GROUP_ROWS = 65_536  # rows of OUT that are in memory at once
+_PLAN = b"dualenc_labels"  # OUT's own metadata: the plan that it was made by
+_DIGESTS = ("encoder", "prompts", "files")  # settings that a plan names by numbers which would tell nobody anything
+_STEPS = 2000  # of the histogram of scores, from -1 to 1
+Tables = Iterable[pa.Table]
+
+
+class Summary(NamedTuple):
+    """What a finished table of labels holds."""
+
+    images: int
+    labels: dict[str, int]  # images of each label, most first
+    reasons: dict[str, int]  # images without a label
+    quantiles: dict[int, float]  # percent -> the best class's cosine that so many images lie below
+
+
+def write_labels(out: Path, plan: dict[str, Any], rows: int, tables: Callable[[int], Tables]) -> Summary:
+    """Write `out` from tables(first), which yields rows first, first + 1, …, rows - 1 of SCHEMA in blocks of any size.
+
+    plan: JSON values that fix what the rows are; run again with the same plan, it goes on after what is there, and a
+    finished `out` is left as it is. ValueError: `out` was begun with another plan, or is something else.
+    BlockingIOError: another run is writing it.
+    """
+    plan = json.loads(json.dumps(plan | {"rows": rows}))
+    folder = parts_folder(out)
+    if made_by(out) == plan:
+        with contextlib.suppress(OSError, ValueError):  # what a run left that was killed at its very end
+            if read_json(folder / "plan.json") == plan:
+                shutil.rmtree(folder)
+        return summary(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        _begin(folder, plan)
+        first = _done(folder)
+        if first < rows:
+            for part in _grouped(tables(first)):
+                _write(part, folder / f"{first:012d}-{first + part.num_rows:012d}.parquet")
+                first += part.num_rows
+        if first != rows:
+            raise ValueError(
+                f"{folder} holds {first:,} rows, and there are {rows:,} images: they changed meanwhile; remove it to begin anew"
+            )
+        _merge(folder, out, plan)
+        shutil.rmtree(folder, ignore_errors=True)
+    return summary(out)
+
+
+def parts_folder(out: Path) -> Path:
+    return out.with_name(out.name + ".parts")
+
+
+def made_by(out: Path) -> dict[str, Any] | None:
+    """The plan of a finished table of labels; None where there is none. ValueError: `out` is something else."""
+    if not out.exists():
+        return None
+    try:
+        found = (pq.read_schema(out).metadata or {}).get(_PLAN)
+    except (pa.ArrowException, OSError):
+        found = None
+    if found is None:
+        raise ValueError(
+            f"{out} exists and is no table of labels, which would be lost; name another file, or remove it"
+        )
+    return json.loads(found)
+
+
+def summary(out: Path) -> Summary:
+    """What the table holds; read in stretches."""
+    labels: collections.Counter[str] = collections.Counter()
+    reasons: collections.Counter[str] = collections.Counter()
+    histogram = np.zeros(_STEPS, np.int64)
+    with pq.ParquetFile(out) as file:
+        for batch in file.iter_batches(GROUP_ROWS, columns=["label", "reason", "score"]):
+            for counter, name in ((labels, "label"), (reasons, "reason")):
+                for found in batch.column(name).value_counts().to_pylist():
+                    counter.update({} if found["values"] is None else {found["values"]: found["counts"]})
+            scores = batch.column("score").drop_null().to_numpy(zero_copy_only=False)
+            histogram += np.histogram(scores.clip(-1, 1), _STEPS, (-1, 1))[0]
+        rows = file.metadata.num_rows
+    below = np.cumsum(histogram)
+    quantiles = (
+        {}
+        if not below[-1]
+        else {
+            percent: float(np.searchsorted(below, below[-1] * percent / 100) * 2 / _STEPS - 1)
+            for percent in (1, 5, 25, 50, 75, 95)
+        }
+    )
+    return Summary(rows, dict(labels.most_common()), dict(reasons.most_common()), quantiles)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Be the only process that writes into the folder. BlockingIOError: another one does.
+
+    The lock is this process's alone: one that forked loader workers inherit, as flock's is, would outlive a killed run by
+    the seconds that they take to notice.
+    """
+    import fcntl
+
+    with open(folder / ".lock", "a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise BlockingIOError(f"{folder} is being written by another run; wait until it is done") from None
+        if not (folder / ".lock").exists() or not os.path.samestat(os.fstat(file.fileno()), os.stat(folder / ".lock")):
+            raise BlockingIOError(f"{folder} was finished by another run just now; run the same again")
+        yield
+
+
+def _begin(folder: Path, plan: dict[str, Any]) -> None:
+    """Note the plan, or refuse to go on with another one."""
+    path = folder / "plan.json"
+    theirs = None
+    with contextlib.suppress(FileNotFoundError):
+        theirs = read_json(path)
+    if theirs is None:
+        write_json(path, plan)
+    elif theirs != plan:
+        name = next(n for n in {**theirs, **plan} if theirs.get(n) != plan.get(n))
+        there, now = (json.dumps(some.get(name), ensure_ascii=False)[:60] for some in (theirs, plan))
+        what = f"{name}: other ones" if name in _DIGESTS else f"{name}: {there} there, {now} now"
+        raise ValueError(
+            f"{folder} was begun with other settings ({what}); run with those to go on, or remove it to begin anew"
+        )
+
+
+def _done(folder: Path) -> int:
+    """Rows that are there without a gap; whatever else there is, damaged or behind a gap, is removed."""
+    parts = _parts(folder)
+    for number, path in enumerate(parts):
+        start, end = _bounds(path)
+        try:
+            sound = pq.read_metadata(path).num_rows == end - start
+        except (pa.ArrowException, OSError):
+            sound = False
+        if not sound:
+            parts = parts[:number]
+            break
+    for path in set(folder.glob("*.parquet")).difference(parts):
+        path.unlink()
+    return _bounds(parts[-1])[1] if parts else 0
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The parts in order, up to the first gap."""
+    following = {_bounds(path)[0]: path for path in sorted(folder.glob("*-*.parquet"))}
+    first, found = 0, []
+    while path := following.get(first):
+        found.append(path)
+        first = _bounds(path)[1]
+    return found
+
+
+def _bounds(path: Path) -> tuple[int, int]:
+    """The rows of a part: the first, and the one after the last."""
+    start, _, end = path.stem.partition("-")
+    return int(start), int(end)
+
+
+def _grouped(tables: Tables) -> Iterator[pa.Table]:
+    """The same rows in pieces that are worth a file."""
+    held: list[pa.Table] = []
+    since = time.monotonic()
+    for table in tables:
+        held.append(table)
+        if sum(t.num_rows for t in held) >= PART_ROWS or time.monotonic() - since > PART_SECONDS:
+            yield pa.concat_tables(held)
+            held, since = [], time.monotonic()
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _write(part: pa.Table, path: Path) -> None:
+    with whole_file(path) as partial:
+        pq.write_table(part, partial, write_page_checksum=True)
+
+
+def _merge(folder: Path, out: Path, plan: dict[str, Any]) -> None:
+    schema = SCHEMA.with_metadata({_PLAN: json.dumps(plan)})
+    held: list[pa.Table] = []
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):  # of runs that were killed here
+        left.unlink(missing_ok=True)
+    parts = _parts(folder)
+    assert (_bounds(parts[-1])[1] if parts else 0) == plan["rows"], "parts overlap"
+    with whole_file(out) as partial, pq.ParquetWriter(partial, schema) as file:
+        for path in parts:
+            try:
+                held.append(pq.read_table(path, page_checksum_verification=True))
+            except (pa.ArrowException, OSError) as error:
+                path.unlink(missing_ok=True)
+                raise ValueError(f"{path} is damaged ({error}), and was removed; run the same again") from error
+            if sum(t.num_rows for t in held) >= GROUP_ROWS:
+                file.write_table(pa.concat_tables(held))
+                held = []
+        if held:
+            file.write_table(pa.concat_tables(held))

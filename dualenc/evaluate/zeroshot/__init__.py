@@ -1,0 +1,1 @@
+"""Zero-shot classification: classifiers of prompts, accuracy, calibration, confusion, several labels an image."""
