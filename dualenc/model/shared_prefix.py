@@ -78,7 +78,7 @@ def features(model: Any, tokens: Tensor, nodes: int = NODES) -> Tensor:
 
 def packs(ids: np.ndarray, nodes: int = NODES) -> Iterator[Pack]:
     """The prompts (T, L), sorted and padded with zeros, as trees of at most `nodes` tokens (one prompt may have more)."""
-    lengths = (ids != 0).sum(axis=1)
+    lengths = ids.shape[1] - (ids[:, ::-1] != 0).argmax(axis=1)  # a zero within is a token: CLIP's "!"
     parts = np.concatenate([ids[:-1] != ids[1:], np.ones((1, ids.shape[1]), bool)])  # the last: nothing follows it
     common = np.concatenate([[0], parts.argmax(axis=1)[:-1]])  # with the one before
     common[np.concatenate([[False], ~parts[:-1].any(axis=1)])] = ids.shape[1]  # the same prompt again

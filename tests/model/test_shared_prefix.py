@@ -13,12 +13,12 @@ from dualenc.model.encoder import DualEncoder
 from dualenc.model.shared_prefix import embed_prompts, packs
 from tests.small import loaded
 
-STARTS, NAMES, ENDS = ("a photo of a", "a photo of the", "art of"), ("cat", "red fox", "owl"), ("", ".", " in water")
+STARTS, NAMES, ENDS = ("a photo of a", "a photo of the", "art of"), ("cat", "wow!!fox", "owl"), ("", ".", " in water")
 PROMPTS = [f"{start} {name}{end}" for start in STARTS for name in NAMES for end in ENDS]
 
 
 @given(
-    st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=5), min_size=1, max_size=30),
+    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), min_size=1, max_size=30),
     st.integers(1, 40),
 )
 def test_every_prompt_is_a_path_from_a_root(prompts, nodes):
