@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +75,23 @@ def embedded_data(options: argparse.Namespace, data: str, encoder: Any = None) -
         store = open_store(data) if source is None else None
         encoder = DualEncoder.load(options.encoder, decode=options.decode or "exact", **used_for(store))
     if source is None:
-        return encoder, read_embedded(data, encoder)
-    return encoder, embed_source(encoder, source, **compute(options))
+        embedded = read_embedded(data, encoder)
+        _note_dropped(options, data, embedded.dropped)
+    else:
+        embedded = embed_source(encoder, source, **compute(options))
+        unlisted = {reason: len(names) for reason, names in source.problems.items()}
+        _note_dropped(options, data, Counter(embedded.dropped) + Counter(unlisted))
+    return encoder, embedded
+
+
+def _note_dropped(options: argparse.Namespace, data: str, dropped: Mapping[str, int]) -> None:
+    """Count what was left out of the data, for the report, and say so at once: a smaller gallery is an easier one."""
+    options.dropped = getattr(options, "dropped", {}) | {data: Counter(dropped)}  # two encoders embed the same data
+    if dropped:
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in dropped.items())
+        sys.stderr.write(
+            f"dualenc: {printable(data)}: {sum(dropped.values()):,} samples left out ({printable(reasons)})\n"
+        )
 
 
 def finish(options: argparse.Namespace, encoder: Any, parts: list[Part], title: str) -> int:
@@ -83,6 +100,8 @@ def finish(options: argparse.Namespace, encoder: Any, parts: list[Part], title: 
     from dualenc.evaluate.page.report import write_report
 
     report = {key: value for values, _ in parts for key, value in values.items()}
+    dropped: Counter[str] = sum(getattr(options, "dropped", {}).values(), Counter())
+    report |= {"data/dropped": sum(dropped.values())} | {f"data/dropped/{name}": n for name, n in dropped.items()}
     if options.out:
         curve = options.curve or _own_curve(encoder)
         others = [getattr(options, name, None) for name in ("train", "val", "data_b")] + getattr(
