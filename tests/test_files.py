@@ -137,3 +137,9 @@ def test_shipped_configs_resolve_by_name(tmp_path, monkeypatch):
     for name in ("scene", "other/scenes.yaml", "../configs/scenes"):
         with pytest.raises(FileNotFoundError, match=r"no configs of that name .*scenes"):
             shipped("configs", name)
+
+
+def test_what_cannot_be_written_bears_the_name_that_was_given():
+    with pytest.raises(OSError) as error, whole_file("/proc/nowhere.json"):
+        pass
+    assert error.value.filename == "/proc/nowhere.json"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shutil
 import sys
+import tempfile
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +22,8 @@ CLASSES = (
 TEMPLATES = (
     "prompt templates: imagenet, simple, plain, a .txt or .json file, FILE.json#NAME, or one such as 'a photo of a {}.'"
 )
+WIDTH = 200  # of what is no terminal
+_TICK = re.compile(r"(?<![^\s])[^.;:]*\btick\b[^.;:]*[.;:]?")  # part of a sentence on the page's bars
 Part = tuple[dict[str, Any], Any]  # what an `evaluate_*` function returns: values of the report, a section of the page
 
 
@@ -65,6 +70,7 @@ def embedded_data(options: argparse.Namespace, data: str, encoder: Any = None) -
         raise FileNotFoundError(
             f"{options.curve}: no such file, so there is no training curve; check or leave out --curve"
         )
+    _check_out(options.out)
     from dualenc.data.shards import open_source
     from dualenc.embed.run import embed_source, read_embedded
     from dualenc.embed.store import open_store
@@ -81,7 +87,19 @@ def embedded_data(options: argparse.Namespace, data: str, encoder: Any = None) -
         embedded = embed_source(encoder, source, **compute(options))
         unlisted = {reason: len(names) for reason, names in source.problems.items()}
         _note_dropped(options, data, Counter(embedded.dropped) + Counter(unlisted))
+    if not len(embedded.images):
+        raise ValueError(
+            f"{data}: no image could be embedded, so there is nothing to measure; see `dualenc data check`"
+        )
     return encoder, embedded
+
+
+def _check_out(out: str | None) -> None:
+    """OSError, before the work, where no report can be written."""
+    if out:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
 
 
 def _note_dropped(options: argparse.Namespace, data: str, dropped: Mapping[str, int]) -> None:
@@ -90,7 +108,9 @@ def _note_dropped(options: argparse.Namespace, data: str, dropped: Mapping[str, 
     if dropped:
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in dropped.items())
         sys.stderr.write(
-            f"dualenc: {printable(data)}: {sum(dropped.values()):,} samples left out ({printable(reasons)})\n"
+            f"dualenc: {printable(data)}: left out: {printable(reasons)}; what a shard that is cut short held is not counted\n"
+            if any("shard" in reason for reason in dropped)
+            else f"dualenc: {printable(data)}: {sum(dropped.values()):,} samples left out ({printable(reasons)})\n"
         )
 
 
@@ -135,17 +155,28 @@ def _plain(text: str) -> str:
 
 
 def print_table(table: Any) -> None:
-    def cell(value: Any) -> str:
-        if isinstance(value, str):
-            return _plain(value)
-        low_high = f" [{100 * value.interval.low:.1f}, {100 * value.interval.high:.1f}]" if value.interval else ""
-        return f"{100 * value.value:.1f} %{low_high}"
+    """A table of a page for a terminal: where it is wider than that, its rows one under the other, a line a cell."""
+    wide = shutil.get_terminal_size((WIDTH, 24)).columns - 2
+    head = [_plain(column) for column in table.columns]
+    rows = [[_cell(value) for value in row] for row in table.rows]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    if sum(widths) + 2 * len(widths) <= wide:
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
+    else:
+        names = max(map(len, head[1:]), default=0)
+        lines = []
+        for first, *others in rows:
+            lines.append(first or head[0])
+            lines += [f"  {name.ljust(names)}  {cell}" for name, cell in zip(head[1:], others, strict=True) if cell]
+    lines += textwrap.wrap(" ".join(_TICK.sub("", _plain(table.note)).split()), min(wide, 110))
+    sys.stdout.writelines(f"  {line}".rstrip() + "\n" for line in lines)
 
-    rows = [table.columns, *[[cell(value) for value in row] for row in table.rows]]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
-    for row in rows:
-        sys.stdout.write(
-            "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() + "\n"
-        )
-    for line in textwrap.wrap(_plain(table.note), 110):
-        sys.stdout.write(f"  {line}\n")
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return _plain(value)
+    if value.value is None:
+        return "-"
+    low_high = f" [{100 * value.interval.low:.1f}, {100 * value.interval.high:.1f}]" if value.interval else ""
+    chance = "" if value.chance is None else f", chance {100 * value.chance:.1f}"
+    return f"{100 * value.value:.1f} %{low_high}{chance}"

@@ -27,7 +27,9 @@ class Folder(Source):
 
     def __init__(self, root: Path, name: str | None = None):
         root = root.resolve()
-        shown = [p for p in root.rglob("*") if not any(x.startswith(".") for x in p.relative_to(root).parts)]
+        found = [p for p in root.rglob("*") if not any(x.startswith(".") for x in p.relative_to(root).parts)]
+        shown = [p for p in found if _is_text(p)]
+        unnamed = sorted(os.fsencode(p.relative_to(root)).decode(errors="replace") for p in found if not _is_text(p))
         files = sorted(p for p in shown if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         if not files:
             seen = collections.Counter(p.suffix for p in shown if p.is_file())
@@ -42,7 +44,8 @@ class Folder(Source):
         twice = {stem for stem, count in collections.Counter(stems).items() if count > 1}
         twice.update(names)  # a.jpg.png beside a.jpg
         keys = Keys.of(n if s in twice else s for n, s in zip(names, stems, strict=True))
-        super().__init__(str(root), keys, {}, [name or str(root)], np.zeros(len(keys), dtype=np.int64))
+        problems = {"file name is not UTF-8": unnamed} if unnamed else {}
+        super().__init__(str(root), keys, problems, [name or str(root)], np.zeros(len(keys), dtype=np.int64))
         worded = {p.relative_to(root).with_suffix("").as_posix() for p in shown if p.suffix in _WORDS}
         self.classes = None if worded.intersection(stems) else class_names(names)
         self._label = np.zeros(0, dtype=np.int32)  # (N,) of a folder by class
@@ -72,6 +75,15 @@ class Folder(Source):
     def _files(self) -> list[tuple[str, int]]:
         places = [(name, kind, self.location(i, kind)) for i, name in enumerate(self.files) for kind in KINDS]
         return [(name if kind == "image" else kind, place[2]) for name, kind, place in places if place is not None]
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a path is text, as keys are; old file systems hold names that are none."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def class_names(images: Sequence[str]) -> list[str] | None:

@@ -108,6 +108,8 @@ def open_source(path: str | Path | Sequence[str | Path], strict: bool = True) ->
     says where a known set comes from.
     """
     names = [str(p) for p in (path if isinstance(path, list | tuple) else [path])]
+    if "" in names:
+        raise ValueError("the path of the data is empty, which would be this folder; write . for it, or name the data")
     tars: list[Path] = []
     owner: list[int] = []
     folders: list[Path] = []

@@ -49,6 +49,7 @@ class DualEncoder:
     ):
         if decode not in FAST:
             raise ValueError(f"decode {decode!r} is unknown; use {' or '.join(FAST)}")
+        _check_device(device)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         whole = int(loaded.model_cfg["embed_dim"])
         if dim is not None and not 1 <= dim <= whole:
@@ -77,6 +78,8 @@ class DualEncoder:
         with embeddings cut at `dim`, so is the encoder. ValueError or FileNotFoundError with one line when it is none of
         these, or damaged. Nothing is unpickled.
         """
+        if not str(name):
+            raise ValueError("the encoder's name is empty; name a folder, a .ckpt or an open_clip NAME:TAG")
         path = str(Path(name).resolve()) if Path(name).exists() else str(name)
         loaded = folder.load(str(name))
         if fingerprint is not None:
@@ -152,6 +155,15 @@ class DualEncoder:
                 part = items[start : start + batch_size]
                 rows[start : start + len(part)] = batch(part).float().cpu().numpy()
         return rows
+
+
+def _check_device(device: str | torch.device | None) -> None:
+    """ValueError for a device that is unknown, or that this machine or this build of torch has not."""
+    try:
+        torch.empty(0, device=device or "cpu")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).strip().splitlines()[0][:100]
+        raise ValueError(f"device {str(device)!r} cannot be used here ({why}); use cpu, or leave it out") from error
 
 
 def _several(items: Any) -> Sequence[Any]:

@@ -1,5 +1,7 @@
 """An image folder by class: what counts as evidence, and the class that each image gets."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -84,3 +86,17 @@ def test_a_digest_changes_with_the_class(tmp_path):
     make(tmp_path / "one", "cat/1.png", "dog/2.png")
     make(tmp_path / "two", "cat/1.png", "bear/2.png")
     assert open_source(tmp_path / "one").digest() != open_source(tmp_path / "two").digest()
+
+
+def test_a_file_whose_name_is_no_text_is_counted(tmp_path):
+    for name in (b"a.png", b"b.png", b"\xff\xfe.png"):
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+            file.write(png())
+    source = open_source(tmp_path)
+    assert list(source.keys) == ["a", "b"]
+    assert source.problems == {"file name is not UTF-8": ["\ufffd\ufffd.png"]}
+
+
+def test_an_empty_path_is_not_this_folder():
+    with pytest.raises(ValueError, match="the path of the data is empty"):
+        open_source("")

@@ -169,3 +169,15 @@ def test_embeddings_cut_at_fewer_dimensions_are_unit_prefixes_and_another_encode
     for dim in (0, -1, encoder.dim + 1):
         with pytest.raises(ValueError, match=f"dim {dim}: embeddings of this encoder have {encoder.dim}"):
             DualEncoder.load(encoder_folder, "cpu", dim=dim)
+
+
+@pytest.mark.parametrize("device", ["nope", "cuda" if not torch.cuda.is_available() else "cuda:99"])
+def test_a_device_that_is_not_there_is_one_line(encoder_folder, device):
+    with pytest.raises(ValueError, match=f"device '{device}' cannot be used here .*; use cpu") as error:
+        DualEncoder.load(encoder_folder, device=device)
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_name_is_not_this_folder():
+    with pytest.raises(ValueError, match="name is empty"):
+        DualEncoder.load("")

@@ -84,7 +84,8 @@ def _panel(title: str, series: Mapping[str, Series], percent: bool) -> Panel:
         axes.set_xlabel("optimizer steps")
         axes.margins(x=0.02)
         if percent:
-            axes.set_ylim(0, 102)
+            highest = max(100 * max(values) for _, values in series.values())
+            axes.set_ylim(0, min(102, max(1.1 * highest, 1)))
         if len(series) > 1:
             legend(axes)
 

@@ -48,12 +48,12 @@ def percent(fraction: float | None) -> str:
 
 
 def interval(share: Share) -> str:
-    """`69.1–72.8`: the interval's ends in percent, with "to" between where one is negative; "" where there is none."""
+    """`[69.1, 72.8]`: the interval's ends in percent; "" where there is none."""
     ends = _ends(share)
     if ends is None:
         return ""
     low, high = (percent(end).removesuffix(f"{THIN}%") for end in ends)
-    return f"{low} to {high}" if ends[0] < 0 else f"{low}–{high}"
+    return f"[{low}, {high}]"
 
 
 def bar(share: Share) -> Bar | None:
