@@ -25,15 +25,23 @@ import numpy as np
 import record as records
 import train_flickr8k as flickr
 
+from dualenc.files import write_json
+
 THEME = "data_quality"
 KINDS = ("noisy", "clean", "filtered")
 KEEP = f"percentile >= {noise.SHARE:g}"
+SAMPLES = 51_000  # images shown in a whole run; any other number is a trial
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)  # of the pairs dropped, along the curve
 
 
-def data_of(kind: str, runs: Path, splits: Path) -> Path:
+def folder_of(kind: str, runs: Path, samples: int) -> Path:
+    """Where `kind` of data lies; what is filtered depends on how long the encoders that scored it were trained."""
+    return runs / "data" / (kind if kind != "filtered" or samples == SAMPLES else f"{kind}-{samples}")
+
+
+def data_of(kind: str, runs: Path, splits: Path, samples: int) -> Path:
     """A folder with train, val and test: `kind` of training pairs, and everybody's val and test."""
-    folder = runs / "data" / kind
+    folder = folder_of(kind, runs, samples)
     folder.mkdir(parents=True, exist_ok=True)
     for split in ("train", "val", "test") if kind == "clean" else ("val", "test"):
         if not (folder / split).is_symlink():
@@ -47,7 +55,7 @@ def trained(kind: str, seed: int, options: argparse.Namespace, splits: Path) -> 
 
     folder = options.runs / f"{options.samples}" / f"{kind}-seed{seed}"
     if not (folder / "encoder").exists() and not options.only_record:
-        data = data_of(kind, options.runs, splits)
+        data = data_of(kind, options.runs, splits, options.samples)
         run = flickr.plan("base", seed, options.samples, len(open_source(data / "train")))
         flickr.train(run._replace(folder=folder), data, options.threads)
     return folder if (folder / "encoder").exists() else None
@@ -74,11 +82,11 @@ def scored(runs: Path, samples: int) -> list[Path]:
 
 
 def filtered(runs: Path, samples: int) -> dict[str, Any]:
-    """What `data filter` kept of the noisy pairs, and how many of the wrong ones it found; its shards in data/filtered."""
+    """What `data filter` kept of the noisy pairs, and how many of the wrong ones it found; its shards in `folder_of`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    tables, out = scored(runs, samples), runs / "data" / "filtered" / "train"
+    tables, out = scored(runs, samples), folder_of("filtered", runs, samples) / "train"
     if not out.exists():
         dualenc("data", "filter", runs / "data" / "noisy" / "train", *tables, "--keep", KEEP, "--out", out)
     halves = [
@@ -145,11 +153,18 @@ def arguments() -> argparse.Namespace:
         "--runs", type=Path, default=Path("runs/data_quality"), help="where runs lie (default %(default)s)"
     )
     parser.add_argument("--seeds", default="0,1,2", help="of each kind of data (default 0,1,2)")
-    parser.add_argument("--samples", type=int, default=51_000, help="images shown in training, about (default 51000)")
+    parser.add_argument(
+        "--samples", type=int, default=SAMPLES, help=f"images shown in training, about (default {SAMPLES})"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of each run (default 1)")
     parser.add_argument("--kinds", default=",".join(KINDS), help="which data to train on (default %(default)s)")
     parser.add_argument("--only-record", action="store_true", help="train nothing, record what is there")
-    return parser.parse_args()
+    parser.add_argument("--out", type=Path, help=f"the record (default results/{THEME}.json)")
+    options = parser.parse_args()
+    if options.samples != SAMPLES and options.out is None:
+        parser.error(f"--samples makes a trial; give --out, results/{THEME}.json is for whole runs")
+    options.out = options.out or records.RESULTS / f"{THEME}.json"
+    return options
 
 
 def main() -> None:
@@ -161,19 +176,19 @@ def main() -> None:
     kinds = options.kinds.split(",")
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise SystemExit(f"unknown kind {unknown[0]}; there are {', '.join(KINDS)}")
-    path = records.RESULTS / f"{THEME}.json"
-    results = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
-    results["samples"] = options.samples
+    results = json.loads(options.out.read_text(encoding="utf-8"))["results"] if options.out.exists() else {}
+    if results.get("samples") != options.samples:
+        results = {"samples": options.samples}
     halves = [trained(half, 0, options, splits) for half in noise.HALVES] if "filtered" in kinds else [None]
     if all(halves):
         results["detection"] = filtered(options.runs, options.samples)
-        records.record(THEME, results)
+        write_json(options.out, records.entry(results))
     for seed in map(int, options.seeds.split(",")):
         for kind in kinds:
             folder = trained(kind, seed, options, splits) if kind != "filtered" or all(halves) else None
             if folder is not None:
                 note_run(results, kind, seed, folder, splits)
-                records.record(THEME, results)
+                write_json(options.out, records.entry(results))
                 print(f"{table(results)}\n", flush=True)
     print(table(results))
 

@@ -1,7 +1,8 @@
 """Our side of a retrieval, in a process of its own: python evaluate_ours.py FOLDER OUT.json [--share 0.1] [--threads 2]
 
-On FOLDER's images.npy, texts.npy and image_row.npy: metrics, time, memory. --share: that share of the captions alone ask
-and are asked for, in the first images' order; the others lie in memory. Then the intervals of all images are drawn too.
+On FOLDER's images.npy, texts.npy and image_row.npy: metrics, time, memory. --share: time of that share of the captions
+against all images, both ways; memory of that share of the captions and of the images asking all rows of the other side, and
+of the intervals of all captions.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ def measure(folder: Path, share: float | None) -> dict[str, Any]:
 
     from dualenc.evaluate.intervals import mean_intervals
     from dualenc.evaluate.metrics import retrieval_metrics
+    from dualenc.evaluate.ranks import ranks
 
     images, texts, row = (
         np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("images", "texts", "image_row")
@@ -31,11 +33,28 @@ def measure(folder: Path, share: float | None) -> dict[str, Any]:
     def part() -> dict[str, float]:
         return retrieval_metrics(images, texts[:some], row[:some], ks=(1, 5, 10), strict=False)
 
+    def asked() -> None:
+        own = row < round(share * len(images))
+        ranks(texts[:some], images, row[:some, None])
+        ranks(
+            images[: round(share * len(images))],
+            texts,
+            np.split(np.flatnonzero(own), np.flatnonzero(np.diff(row[own])) + 1),
+        )
+
     metrics, cost = watched(part)
+    _, held = watched(asked) if share < 1 else (None, cost)
     hits = np.random.default_rng(0).random((len(texts), 3)) < 0.5
     _, drawn = watched(lambda: mean_intervals(hits, row))
-    peak = max(cost["peak_mib"], drawn["peak_mib"])
-    return {"metrics": metrics, **cost, "peak_mib": peak, "interval_seconds": drawn["seconds"], "share": share}
+    peak = max(each["peak_mib"] for each in (cost, held, drawn))
+    return {
+        "metrics": metrics,
+        **cost,
+        "peak_mib": peak,
+        "interval_seconds": drawn["seconds"],
+        "share": share,
+        "held": [len(images), len(texts)],
+    }
 
 
 def main() -> None:

@@ -122,6 +122,14 @@ def test_the_whole_of_it(benchmark, encoder_folder: Path, tmp_path: Path, monkey
     monkeypatch.setattr(benchmark.flickr, "train", train)
     monkeypatch.setattr(benchmark.flickr, "PLAIN", ["--data.batch_size=8"])
     words = ["--data", str(tmp_path / "splits"), "--runs", str(runs), "--samples", "40", "--seeds", "0"]
+    monkeypatch.setattr("sys.argv", ["data_quality.py", *words])
+    with pytest.raises(SystemExit):
+        benchmark.quality.main()
+    assert "--samples makes a trial; give --out" in capsys.readouterr().err
+    words += ["--out", str(tmp_path / "trial.json")]
+    (tmp_path / "trial.json").write_text(
+        json.dumps({"results": {"samples": 9, "training": {"noisy": {"runs": {"7": 1}}}}})
+    )
     monkeypatch.setattr("sys.argv", ["data_quality.py", *words, "--only-record"])
     benchmark.quality.main()
     assert not benchmark.called and not trained  # nothing is there to record
@@ -129,9 +137,13 @@ def test_the_whole_of_it(benchmark, encoder_folder: Path, tmp_path: Path, monkey
     benchmark.quality.main()
     kinds = ("noisy", "clean", "filtered")
     names = [("half0", 0), ("half1", 0), *((kind, 0) for kind in kinds)]
-    assert [run[:3] for run in trained] == [(f"{name}-seed{seed}", name, seed) for name, seed in names]
+    data = {"filtered": "filtered-40"}  # a whole run's is another
+    assert [run[:3] for run in trained] == [(f"{name}-seed{seed}", data.get(name, name), seed) for name, seed in names]
+    assert benchmark.quality.folder_of("filtered", runs, 51_000) == runs / "data" / "filtered"
     assert [" ".join(words[:2]) for words in benchmark.called] == ["data score", "data score", "data filter"]
-    found = json.loads((benchmark.results / "data_quality.json").read_text())["results"]
+    assert not (benchmark.results / "data_quality.json").exists()
+    found = json.loads((tmp_path / "trial.json").read_text())["results"]
+    assert found["samples"] == 40
     assert {kind: len(entry["runs"]) for kind, entry in found["training"].items()} == dict.fromkeys(kinds, 1)
     check_detection(found["detection"], runs)
     for half, other in (("half0", "half1"), ("half1", "half0")):  # each by the one that has not seen it
@@ -160,7 +172,7 @@ def check_detection(detection: dict, runs: Path) -> None:
     assert (detection["pairs"], detection["wrong"]) == (80, 16)
     rule = detection["rules"]["percentile >= 0.2"]
     assert rule == detection["by_share_dropped"]["0.2"] and rule["dropped"] == 16
-    kept = open_source(runs / "data" / "filtered" / "train")
+    kept = open_source(runs / "data" / "filtered-40" / "train")
     moved = {tuple(slot) for slot in json.loads((runs / "data" / "shuffled.json").read_text())}
     noisy = open_source(runs / "data" / "noisy" / "train")
     wrong = {

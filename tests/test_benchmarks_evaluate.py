@@ -159,7 +159,8 @@ def test_a_large_set(benchmark, tmp_path: Path) -> None:
     goals = check(results := evaluate_retrieval.measure_large(options(benchmark, tmp_path, "large")))
     assert results["data"]["images"] == 400 and results["share"] == 0.1 and len(goals) == 1
     assert results["whole_seconds"] == pytest.approx(10 * results["seconds"] + results["interval_seconds"], abs=0.06)
-    assert "extrapolated" in results["time"] and any("extrapolated" in what for what in goals)
+    assert results["held"] == [400, 2000] and "extrapolated" in results["time"]
+    assert any("a tenth of either side asks all of the other; time extrapolated" in what for what in goals)
 
 
 def test_classifier(benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def register(commands: Any) -> None:
         "--out", help="write a parquet file with one row an image; run again to go on after an interruption"
     )
     parser.add_argument(
-        "--top", type=int, metavar="N", help="classes per image, best first (default 1; with --json all)"
+        "--top", type=int, metavar="N", help="classes per image, best first (default 1; with --json and no --out all)"
     )
     parser.add_argument(
         "--threshold",
@@ -72,7 +72,8 @@ def run_classify(options: argparse.Namespace) -> int:
 
     classes = read_classes(options.classes)
     prompts = class_prompts(classes, templates(options.templates))  # whatever is wrong is told before any work
-    wanted = options.top if options.top is not None else len(classes.names) if options.json else 1
+    default = len(classes.names) if options.json and not options.out else 1
+    wanted = default if options.top is None else options.top
     rules = checked_rules(Rules(classes.names, 1.0, wanted, options.threshold, options.min_probability))
     store = open_store(options.images[0]) if len(options.images) == 1 and is_store(options.images[0]) else None
     source: Any = open_pictures(options.images) if store is None else None
@@ -137,9 +138,9 @@ class _Work:
 
     def plan(self) -> dict[str, Any]:
         """What fixes the labels."""
-        from dualenc.evaluate.tag.sources import store_digest
+        from dualenc.evaluate.tag.sources import source_digest, store_digest
 
-        files = store_digest(self.store) if self.store is not None else self.source.digest()
+        files = store_digest(self.store) if self.store is not None else source_digest(self.source)
         where = str(self.store.folder.resolve()) if self.store is not None else self.source.path
         rules = {name: getattr(self.rules, name) for name in ("top", "threshold", "min_probability")}
         prompts = hashlib.sha256(json.dumps([self.rules.names, self.prompts]).encode()).hexdigest()

@@ -6,7 +6,8 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -61,6 +62,30 @@ def used_for(rows: Any) -> dict[str, Any]:
     return {"fingerprint": rows.fingerprint, "dim": rows.dim} if rows is not None and rows.fingerprint else {}
 
 
+def ks_of(text: str) -> tuple[int, ...]:
+    """The numbers of `--ks 1,5,10`, each once."""
+    try:
+        return tuple(dict.fromkeys(int(k) for k in text.split(",")))
+    except ValueError:
+        raise ValueError(f"--ks {text!r} is not a list of whole numbers; write 1,5,10") from None
+
+
+def data_names(paths: Sequence[str]) -> list[str]:
+    """A name for each data set: the shortest ends of their paths that differ. ValueError where two are the same.
+
+    >>> data_names(["a/cifar10/test", "a/cars/test"]), data_names(["a/cars"])
+    (['cifar10/test', 'cars/test'], ['cars'])
+    """
+    parts = [Path(path).parts for path in paths]
+    if twice := sorted({str(Path(*part)) for part in parts if parts.count(part) > 1}):
+        raise ValueError(f"{twice[0]} is given twice; give each data set once")
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        names = [str(Path(*part[-length:])) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return []
+
+
 def printable(text: str) -> str:
     """One line that does nothing to a terminal, whatever captions and servers put into it."""
     return "".join(
@@ -83,6 +108,4 @@ def _finite(value: Any) -> Any:
 
 def is_store(path: str) -> bool:
     """Whether `path` is a store rather than shards or images."""
-    from pathlib import Path
-
     return any((Path(path) / kind).is_dir() for kind in ("img_emb", "text_emb"))

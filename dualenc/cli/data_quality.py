@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dualenc.cli.common import command, compute, compute_options, is_store, print_json, printable, used_for
+from dualenc.cli.common import command, compute, compute_options, is_store, ks_of, print_json, printable, used_for
 from dualenc.cli.evaluation import ENCODER
 
 
@@ -173,14 +173,21 @@ def run_filter(options: argparse.Namespace) -> int:
 
 
 def run_overlap(options: argparse.Namespace) -> int:
-    from dualenc.evaluate.quality.overlap import evaluate_overlap, overlap, overlap_section, shared_captions
+    from dualenc.evaluate.quality.overlap import evaluate_overlap, fitting, overlap, overlap_section, shared_captions
     from dualenc.files import refuse_existing
     from dualenc.index.vectors import as_rows
 
-    ks = _ks(options.ks)
+    ks = ks_of(options.ks)
     if options.out:
         refuse_existing(Path(options.out))  # before the work
     encoder, (train, test) = _both(options)
+    captioned = len(set(test.image_row.tolist()))
+    above, ks = [k for k in ks if k > captioned], fitting(ks, captioned)
+    if above and captioned:
+        sys.stderr.write(
+            f"dualenc: recall at {', '.join(map(str, above))} left out: {printable(options.test)} has {captioned:,} images "
+            "with captions\n"
+        )
     found = overlap(as_rows(train.images), train.metadata["key"].to_pylist(), test, options.threshold, options.out)
     report = evaluate_overlap(test, found, options.threshold, ks)
     report["shared_captions"] = shared_captions(train.text_metadata, test.text_metadata)
@@ -213,13 +220,6 @@ def _both(options: argparse.Namespace) -> tuple[Any, list[Any]]:
         read_embedded(name, encoder) if source is None else embed_source(encoder, source, **compute(options))
         for name, source in zip(names, sources, strict=True)
     ]
-
-
-def _ks(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(k) for k in text.split(","))
-    except ValueError:
-        raise ValueError(f"--ks {text!r} is not a list of whole numbers; write 1,5,10") from None
 
 
 def _print_overlap(section: Any, report: dict[str, Any]) -> None:

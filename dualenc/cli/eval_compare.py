@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dualenc.cli.common import command, compute_options, is_store
+from dualenc.cli.common import command, compute_options, data_names, is_store, ks_of
 from dualenc.cli.eval_zeroshot import read_prompts
 from dualenc.cli.evaluation import ENCODER, embedded_data, finish
 
@@ -45,6 +45,9 @@ def register(evaluations: Any) -> None:
         help="also compare accuracy on these shards with classnames.txt",
     )
     parser.add_argument("--ks", default="1,5,10", help="values of K (default 1,5,10)")
+    parser.add_argument(
+        "--same", metavar="COLUMN", help="images that share a value of this metadata column share their captions"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the draws behind intervals and p values (default 0)")
     parser.add_argument(
         "--out", help="write report.json, report.html and queries.parquet (each query's two ranks) into this folder"
@@ -57,15 +60,18 @@ def run(options: argparse.Namespace) -> int:
     from dualenc.evaluate.compare.page import evaluate_compare
     from dualenc.evaluate.per_query import write_per_query
 
-    ks = _ks(options.ks)
+    ks = ks_of(options.ks)
     _check(options)
+    names = data_names(options.zeroshot)
     for data in options.zeroshot:
         read_prompts(data)  # what is wrong with them is told before the work
     a, b = (_measured(options, i) for i in range(2))
     if a.fingerprint == b.fingerprint and options.data_b is None:
         raise ValueError(f"{a.path} and {b.path} are one encoder ({a.fingerprint[:12]}…): there is nothing to compare")
-    more = [outcome for i in range(len(options.zeroshot)) for outcome in _class_outcomes(options, i, a, b)]
-    compared = evaluate_compare(a.embedded, b.embedded, (a.path, b.path), ks, more, seed=options.seed)
+    more = [outcome for i in range(len(names)) for outcome in _class_outcomes(names, i, a, b)]
+    compared = evaluate_compare(
+        a.embedded, b.embedded, (a.path, b.path), ks, more, seed=options.seed, same=options.same
+    )
     if options.out:
         write_per_query(Path(options.out) / "queries.parquet", compared.queries)
         sys.stderr.write(f"queries: {Path(options.out) / 'queries.parquet'}\n")
@@ -114,24 +120,15 @@ def _classed(options: argparse.Namespace, encoder: Any, data: str) -> tuple[list
     return [keys[r] for r in row], rank, len(classes.names)
 
 
-def _class_outcomes(options: argparse.Namespace, i: int, a: Measured, b: Measured) -> list[Any]:
+def _class_outcomes(names: list[str], i: int, a: Measured, b: Measured) -> list[Any]:
     from dualenc.evaluate.compare.compare import class_outcomes, matched
 
     (keys, rank, classes), (other_keys, other_rank, _) = a.classed[i], b.classed[i]
-    name = Path(options.zeroshot[i]).name
-    several = len(options.zeroshot) > 1
     rank_b = other_rank[matched(keys, other_keys, "labelled images")]
     return class_outcomes(
         rank,
         rank_b,
         classes,
-        f"zeroshot/{name}" if several else "zeroshot",
-        f"Zero-shot {name}" if several else "Zero-shot",
+        f"zeroshot/{names[i]}" if len(names) > 1 else "zeroshot",
+        f"Zero-shot {names[i]}" if len(names) > 1 else "Zero-shot",
     )
-
-
-def _ks(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(dict.fromkeys(int(k) for k in text.split(",")))
-    except ValueError:
-        raise ValueError(f"--ks {text!r} is not a list of whole numbers; write 1,5,10") from None

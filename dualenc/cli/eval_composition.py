@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dualenc.cli.common import command, compute, is_store
 from dualenc.cli.evaluation import embedded_data, finish, report_options
+from dualenc.files import sha256
 
 
 def register(evaluations: Any) -> None:
@@ -51,12 +53,14 @@ def run(options: argparse.Namespace) -> int:
         from dualenc.evaluate.composition import sugarcrepe
 
         kinds = sugarcrepe.read_sugarcrepe(options.sugarcrepe)
+        options.provenance = _provenance("sugarcrepe", sugarcrepe.sugarcrepe_files(options.sugarcrepe))
         encoder, embedded = _images(options, sugarcrepe.image_names(kinds), sugarcrepe.IMAGES)
         part = sugarcrepe.evaluate_sugarcrepe(encoder, embedded, kinds, **chosen)
     elif options.winoground:
         from dualenc.evaluate.composition import winoground
 
         quads = winoground.read_winoground(options.winoground)
+        options.provenance = _provenance("winoground", [winoground.examples_file(options.winoground)])
         encoder, embedded = _images(options, winoground.image_names(quads), winoground.SOURCE)
         part = winoground.evaluate_winoground(encoder, embedded, quads, **chosen)
     else:
@@ -65,6 +69,11 @@ def run(options: argparse.Namespace) -> int:
         encoder, embedded = embedded_data(options, options.data)
         part = evaluate_composition(encoder, embedded, **chosen)
     return finish(options, encoder, [part], "Composition")
+
+
+def _provenance(name: str, files: Sequence[Path]) -> dict[str, str]:
+    """The files that the captions come from, with their checksums."""
+    return {f"{name}/{file.name}/sha256": sha256(file) for file in files} | {name: str(files[0].parent)}
 
 
 def _images(options: argparse.Namespace, names: Sequence[str], where: str) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from dualenc.cli.common import command
@@ -59,9 +60,15 @@ def run(options: argparse.Namespace) -> int:
     if options.bootstrap < 0:
         raise ValueError(f"--bootstrap {options.bootstrap}: a number of draws is 0 or more")
     shots = _shots(options.shots)
+    for name in ("train", "val"):
+        if getattr(options, name) and Path(getattr(options, name)).resolve() == Path(options.data).resolve():
+            raise ValueError(
+                f"--data {options.data} is --{name} too, so the probe would be asked what it learnt; give a test set"
+            )
     classes, templates = _zero_shot(options)
     places = {"train": options.train, "val": options.val, "test": options.data}
-    names = {name: _names(place) for name, place in places.items() if place is not None}
+    own = options.labels == "label" or not options.classes  # a layout's names number the classes of no other column
+    names = {name: _names(place) if own else None for name, place in places.items() if place is not None}
     if options.classes:
         names = {name: own or classes.names for name, own in names.items()}
     encoder: Any = None
@@ -97,7 +104,7 @@ def _shots(text: str) -> list[int]:
 def _zero_shot(options: argparse.Namespace) -> tuple[Any, list[str] | None]:
     """Classes and templates of the zero-shot classifier; (None, None) where nothing names the classes."""
     try:
-        return read_prompts(options.data, options.classes, options.templates)
+        return read_prompts(options.data, options.classes, options.templates, options.labels)
     except FileNotFoundError:
         if options.classes or options.templates:
             raise

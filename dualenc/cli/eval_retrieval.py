@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dualenc.cli.common import command
-from dualenc.cli.eval_zeroshot import zeroshot_part
+from dualenc.cli.common import command, data_names, ks_of
+from dualenc.cli.eval_zeroshot import read_prompts, zeroshot_part
 from dualenc.cli.evaluation import (
     Part,
     add_published,
@@ -57,38 +57,49 @@ def register(evaluations: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     from dualenc.index.index import Index
 
-    ks = _ks(options.ks)
+    ks = ks_of(options.ks)
     if options.bootstrap < 0:
         raise ValueError(f"--bootstrap {options.bootstrap}: a number of draws is 0 or more")
+    if options.per_query and not options.per_query.endswith(".parquet"):
+        raise ValueError(f"--per-query {options.per_query}: it is written as parquet; name it so, queries.parquet")
     check_published(options, "retrieval")
     index = Index.open(options.index) if options.index else None  # before the work: a wrong path is told at once
+    names = data_names(options.zeroshot)
+    for data in options.zeroshot:
+        read_prompts(data)
     encoder, embedded = embedded_data(options, options.data)
     if not len(embedded.texts):
         raise ValueError(f"{options.data}: no captions, so there is nothing to look for; retrieval needs pairs")
-    parts = _retrieval_parts(options, encoder, embedded, ks, index)
-    add_published(options, parts)
-    several = len(options.zeroshot) > 1
-    for data in options.zeroshot:
-        parts.append(zeroshot_part(options, encoder, embedded_data(options, data, encoder)[1], data, named=several))
-    if options.composition:
+    swapped = []
+    if options.composition:  # the shorter work: that nothing was swapped is told before the ranks
         from dualenc.evaluate.composition.swaps import evaluate_composition
 
-        parts.append(evaluate_composition(encoder, embedded))
-    return finish(options, encoder, parts, "Retrieval")
+        swapped.append(evaluate_composition(encoder, embedded, bootstrap=options.bootstrap, by=options.by))
+    parts = _retrieval_parts(options, encoder, embedded, ks, index)
+    add_published(options, parts)
+    for name, data in zip(names, options.zeroshot, strict=True):
+        other = embedded_data(options, data, encoder)[1]
+        more = {"named": name if len(names) > 1 else None, "times": options.bootstrap}
+        parts.append(zeroshot_part(options, encoder, other, data, by=_columns(options.by, other, data), **more))
+    return finish(options, encoder, [*parts, *swapped], "Retrieval")
 
 
 def _retrieval_parts(
     options: argparse.Namespace, encoder: Any, embedded: Any, ks: Sequence[int], index: Any
 ) -> list[Part]:
     """Exact retrieval; then what else was asked of the same ranks, which are counted once."""
+    from dualenc.evaluate.groups.split import check_groups
     from dualenc.evaluate.metrics import retrieval_ranks, sides
     from dualenc.evaluate.per_query import per_query, write_per_query
-    from dualenc.evaluate.retrieval import evaluate_retrieval, same_images
+    from dualenc.evaluate.retrieval import evaluate_retrieval, image_clusters, same_images
     from dualenc.evaluate.sections import check_dim
-    from dualenc.evaluate.through_index import evaluate_through_index
+    from dualenc.evaluate.through_index import check_index, evaluate_through_index
 
     check_dim(encoder, embedded)
+    check_groups(embedded.metadata, options.by)  # all that may be wrong, before the ranks
     same = same_images(embedded, options.same)
+    if index is not None:
+        check_index(index, embedded, encoder)
     rows = embedded.images, embedded.texts, embedded.image_row
     ranks = retrieval_ranks(*rows, ks, same=same)
     chosen: dict[str, Any] = {"bootstrap": options.bootstrap, "by": options.by, "same": options.same}
@@ -96,17 +107,24 @@ def _retrieval_parts(
     # Lists of right rows, which may be long, only where a query has others than its own.
     relevant = {way: side[2] for way, side in sides(*rows, ks, same=same).items()} if options.same else None
     if index is not None:
-        parts.append(
-            evaluate_through_index(index, embedded, parts[0][0], ks, encoder=encoder, ranks=ranks, relevant=relevant)
-        )
+        drawn = {"times": options.bootstrap, "cluster": image_clusters(same, len(embedded.images))}
+        parts.append(evaluate_through_index(index, embedded, parts[0][0], ks, ranks=ranks, relevant=relevant, **drawn))
     if options.per_query:
         write_per_query(options.per_query, per_query(embedded, ranks, relevant=relevant))
         sys.stderr.write(f"per query: {options.per_query}\n")
     return parts
 
 
-def _ks(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(dict.fromkeys(int(k) for k in text.split(",")))
-    except ValueError:
-        raise ValueError(f"--ks {text!r} is not a list of whole numbers; write 1,5,10") from None
+def _columns(columns: Sequence[str], embedded: Any, data: str) -> list[str]:
+    """Those that a further data set can be grouped by; the others are told, and do not end what was begun."""
+    from dualenc.evaluate.groups.split import check_groups
+
+    kept = []
+    for column in columns:
+        try:
+            check_groups(embedded.metadata, [column])
+        except ValueError as error:
+            sys.stderr.write(f"{data}: not by {column}: {error}\n")
+        else:
+            kept.append(column)
+    return kept

@@ -59,7 +59,9 @@ def run(options: argparse.Namespace) -> int:
     if options.bootstrap < 0:
         raise ValueError(f"--bootstrap {options.bootstrap}: a number of draws is 0 or more")
     check_published(options, "zeroshot")
-    read_prompts(options.data, options.classes, options.templates)  # what is wrong with them is told before the work
+    read_prompts(
+        options.data, options.classes, options.templates, options.labels
+    )  # what is wrong with them is told before the work
     if options.per_class:
         from dualenc.evaluate.zeroshot.page import check_format
 
@@ -78,27 +80,34 @@ def zeroshot_part(
     data: str,
     classes: str | None = None,
     prompts: str | None = None,
-    named: bool = False,
+    named: str | None = None,
     **more: Any,
 ) -> Part:
-    """`evaluate_zeroshot` of one data set; named: the report holds several. more: as `evaluate_zeroshot` takes it."""
+    """`evaluate_zeroshot` of one data set. more: as that takes it.
+
+    named: what the data set is called in keys and title, where the report holds several: no two alike.
+    """
     from dualenc.evaluate.zeroshot.zeroshot import evaluate_zeroshot
 
-    found, templates = read_prompts(data, classes, prompts)
-    name = f"zeroshot/{Path(data).name}" if named else "zeroshot"
-    title = f"Zero-shot: {Path(data).name}" if named else "Zero-shot classification"
+    found, templates = read_prompts(data, classes, prompts, more.get("label", "label"))
+    name = "zeroshot" if named is None else f"zeroshot/{named}"
+    title = "Zero-shot classification" if named is None else f"Zero-shot: {named}"
     return evaluate_zeroshot(encoder, embedded, found, templates, name=name, title=title, **more)
 
 
-def read_prompts(data: str, classes: str | None = None, prompts: str | None = None) -> tuple[Any, list[str] | None]:
-    """(Classes, templates) by the options of those names; else what lies beside the data, or is its folders' names.
+def read_prompts(
+    data: str, classes: str | None = None, prompts: str | None = None, label: str = "label"
+) -> tuple[Any, list[str] | None]:
+    """(Classes, templates) by the options of those names, in the order of the data's labels; else what lies beside the
+    data, or is its folders' names.
 
     Templates are None where classes have prompts of their own. FileNotFoundError where nothing names the classes.
     """
-    from dualenc.model.names import Classes, read_classes, templates
+    from dualenc.evaluate.zeroshot.own_names import chosen_classes
+    from dualenc.model.names import Classes, templates
 
     if classes is not None:
-        chosen = read_classes(classes)
+        chosen = chosen_classes(classes, data, label)
         return chosen, None if prompts is None and chosen.prompts else templates(prompts)
     for place in (data, *_made_from(data)):
         found = _named_by(place)

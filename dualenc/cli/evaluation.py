@@ -128,7 +128,7 @@ def finish(options: argparse.Namespace, encoder: Any, parts: list[Part], title: 
             options, "zeroshot", []
         )
         data = [options.data, *filter(None, others)]
-        made = provenance(["dualenc", *sys.argv[1:]], encoder, data)
+        made = provenance(["dualenc", *sys.argv[1:]], encoder, data, **getattr(options, "provenance", {}))
         page = write_report(options.out, report, [section for _, section in parts], curve, made, title)
         sys.stderr.write(f"report: {page}\n")
     differs = any(key.startswith("published/") and key.endswith("/agrees") and not report[key] for key in report)

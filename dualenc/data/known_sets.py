@@ -59,7 +59,7 @@ def no_such_path(path: str | Path) -> FileNotFoundError:
     if known is None:
         return FileNotFoundError(f"{path}: no such file or folder, so there is no data to read; check the path")
     return FileNotFoundError(
-        f"{path}: no such file or folder; check the path, or get CLIP_benchmark's set: `huggingface-cli download "
+        f"{path}: no such file or folder; check the path, or get CLIP_benchmark's set: `hf download "
         f"--repo-type dataset {HUB}/{known} --local-dir {shlex.quote(str(_root(path)))}`"
     )
 

@@ -24,8 +24,8 @@ CLASS_COLUMNS = ("label", "class", "class_name", "category")
 class Columns(NamedTuple):
     """Which columns play a part. `where`: (column, value) pairs that a row must have to be packed.
 
-    guessed: nobody named `label`: an image without a class is dropped only where it has no caption either, and a list of
-    classes is metadata.
+    guessed: nobody named `label`: an image without a class just has none, as in a table without that column, and a list
+    of classes is metadata.
     """
 
     image: str
@@ -183,9 +183,9 @@ def _item(rows: list[Row], columns: Columns, classes: list[str] | None) -> Item 
         if classes is None and not -(2**63) <= int(_text(value)) < 2**63:
             return Dropped(image, "class is too large a number")
         label = int(_text(value)) if classes is None else classes.index(_text(value))
-    elif columns.label is not None and value in (None, "") and not (columns.guessed and captions):
+    elif columns.label is not None and not columns.guessed and value in (None, ""):
         return Dropped(image, "missing class")
-    elif columns.label is None and columns.captions and not captions:
+    elif value in (None, "") and columns.captions and not captions:
         return Dropped(image, notes[0] if notes else "missing caption")
     key = None
     if columns.key is not None:

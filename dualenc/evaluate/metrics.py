@@ -20,6 +20,7 @@ from dualenc.evaluate.ranks import Floats, Ints, checked_rows, pair_scores, rank
 __all__ = [
     "Side",
     "chance_recall",
+    "class_metrics",
     "class_ranks",
     "left_out",
     "pair_scores",
@@ -157,7 +158,16 @@ def zero_shot_metrics(scores: npt.ArrayLike, target: npt.ArrayLike) -> dict[str,
     >>> zero_shot_metrics([[0.9, 0.1], [0.7, 0.2], [0.5, 0.5]], [0, 0, 1])
     {'acc1': 0.6666666666666666, 'acc5': None, 'mean_per_class_recall': 0.5}
     """
-    rank, target, classes = class_ranks(scores, target), np.asarray(target), np.shape(scores)[1]
+    return class_metrics(class_ranks(scores, target), target, np.shape(scores)[1])
+
+
+def class_metrics(rank: npt.ArrayLike, target: npt.ArrayLike, classes: int) -> dict[str, float | None]:
+    """What `zero_shot_metrics` gives, of ranks counted from 0, (N,), of the right classes, (N,).
+
+    >>> class_metrics([0, 0, 1], [0, 0, 1], classes=2)
+    {'acc1': 0.6666666666666666, 'acc5': None, 'mean_per_class_recall': 0.5}
+    """
+    rank = np.asarray(rank)
     recall, _ = per_class_recall(rank, target, classes)
     return {
         "acc1": float((rank < 1).mean()),

@@ -118,7 +118,7 @@ def _section(
         verdict = "differs" if metric in apart else "agrees"
         rows.append([metric, Share(float(report[metric])), f"{100 * value:.2f} %", signed, verdict])
     sizes = [
-        f"{key} is {report[key]:,} here, {size:,} in the published set"
+        f"{key} is {report[key]:,} here, {size:,} there"
         for key, size in about["sizes"].items()
         if report.get(key) not in (None, size)
     ]
@@ -129,7 +129,7 @@ def _section(
     else:
         note, said = "", f"All {len(theirs)} agree within 0.2 points."
     if sizes:
-        note = " ".join([f"These are not the same samples: {'; '.join(sizes)}.", note]).strip()
+        note = " ".join([f"What was published was measured otherwise: {'; '.join(sizes)}.", note]).strip()
     return Section(
         title=f"Against the published numbers: {data}",
         about=f"{said} open_clip's own results for {encoder} on {about['what']}.",

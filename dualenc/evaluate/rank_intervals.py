@@ -36,13 +36,17 @@ def rank_intervals(
         number, size = clusters(cluster[way], len(np.asarray(rank)))
         seen.add(np.unique(cluster[way]).tobytes())
         names += [*(f"{way}/recall@{k}" for k in ks), f"{way}/mean_rank", f"{way}/median_rank"]
-        statistics += [_means(np.asarray(rank), number, size, ks), _medians(np.asarray(rank), number, size)]
+        statistics += [_means(np.asarray(rank), number, size, ks), drawn_medians(np.asarray(rank) + 1, number, size)]
     if len(seen) > 1:
         raise ValueError("the ways have other clusters each; give the same images for all of them")
     if not times or not statistics or len(size) < 2:
         return {}
     drawn = percentile_intervals(
-        lambda counts: np.concatenate([one(counts) for one in statistics], axis=1), len(size), times, seed
+        lambda counts: np.concatenate([one(counts) for one in statistics], axis=1),
+        len(size),
+        times,
+        seed,
+        shares=[*[True] * len(ks), False, False] * len(ranks),
     )
     return dict(zip(names, drawn, strict=True))
 
@@ -54,8 +58,10 @@ def _means(rank: Ints, number: Ints, size: Floats, ks: Sequence[int]) -> Callabl
     return lambda counts: (counts @ sums) / (counts @ size)[:, None]
 
 
-def _medians(rank: Ints, number: Ints, size: Floats) -> Callable[[Floats], Floats]:
-    """How often each cluster was drawn, (b, C) -> (b, 1): the median rank, from 1, of all queries drawn.
+def drawn_medians(rank: Ints | Floats, number: Ints, size: Floats) -> Callable[[Floats], Floats]:
+    """How often each cluster was drawn, (b, C) -> (b, 1): the median of `rank` (Q,) over all queries drawn.
+
+    number (Q,): each query's cluster, 0 .. C-1; size (C,): queries in each.
 
     Only queries near the middle are looked at one by one: what lies below a window is counted by cluster, and a draw
     whose median should lie outside it gets a window twice as wide.
@@ -68,12 +74,12 @@ def _medians(rank: Ints, number: Ints, size: Floats) -> Callable[[Floats], Float
     def medians(counts: Floats) -> Floats:
         step = max(1, _GATHERED // min(len(rank), 2 * width))
         parts = [counts[start : start + step] for start in range(0, len(counts), step)]
-        return np.concatenate([_weighted_medians(rank, number, size, part, width) for part in parts])[:, None] + 1
+        return np.concatenate([_weighted_medians(rank, number, size, part, width) for part in parts])[:, None]
 
     return medians
 
 
-def _weighted_medians(rank: Ints, number: Ints, size: Floats, counts: Floats, width: int) -> Floats:
+def _weighted_medians(rank: Ints | Floats, number: Ints, size: Floats, counts: Floats, width: int) -> Floats:
     """(b,) medians of `rank` (Q,), sorted, where query i counts counts[:, number[i]] times (`np.median`'s mean of two).
 
     >>> _weighted_medians(np.array([3, 5, 9]), np.arange(3), np.ones(3), np.array([[1.0, 1, 1], [2, 0, 2]]), width=1)

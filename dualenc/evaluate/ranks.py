@@ -1,6 +1,6 @@
 """Exact ranks from float32 products, in blocks: the one computation behind every retrieval metric. Numpy only.
 
-How a rank is exact without float64 everywhere: only gallery rows whose float32 score lies within 1e-5 of the best
+How a rank is exact without float64 everywhere: only gallery rows whose float32 score lies within `margin` of the best
 relevant row's could change sides by rounding; those are scored again in float64 from their two rows alone. So no
 result depends on the block size, on the other rows, or on the number of threads.
 
@@ -20,7 +20,7 @@ Array = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-MARGIN = 1e-5  # float32 products of unit rows are off by about 1e-6 at the most, whatever the order of summation
+MARGIN = 1e-5  # at least so near to the best are scored again; float32 products of unit rows are usually off by 1e-7
 BLOCK = 1024  # rows a side: 4 MB of scores, which the passes after the product still find in cache
 _LARGEST = 1e30  # product of two rows' lengths: beyond it a float32 score may overflow
 _PAIR_VALUES = 1 << 16  # values gathered per step when pairs are scored again: 0.5 MB in float64, stays in cache
@@ -71,21 +71,32 @@ def _ranks(query: Array, gallery: Array, owner: Ints, row: Ints, block: int, bot
         raise ValueError(f"block is {block}; it must be at least 1 row")
     score = pair_scores(query, gallery, owner, row)
     lengths = _lengths(query), _lengths(gallery)
-    sides = [_side(owner, score, *lengths), _side(row, score, *lengths[::-1])][: 1 + both]
+    off = margin(query.shape[1])
+    sides = [_side(owner, score, *lengths, off), _side(row, score, *lengths[::-1], off)][: 1 + both]
     if len(owner):
         _scan(query, gallery, owner, row, block, sides)
     return [np.where(np.isinf(side.best), -1, side.above) for side in sides]
 
 
-def _side(asks: Ints, score: Floats, own: Floats, other: Floats) -> _Side:
-    """asks, score (P,): a pair's row on this side, and its exact score. own, other: lengths of both sides' rows."""
+def margin(width: int) -> float:
+    """How far a float32 product of unit rows of `width` values may be off, whatever the order of summation.
+
+    >>> margin(64), margin(512)
+    (1e-05, 3.0517578125e-05)
+    """
+    return max(MARGIN, width * 2.0**-24)  # the bound of a sum of as many rounded terms: N. Higham 2002, section 3.1
+
+
+def _side(asks: Ints, score: Floats, own: Floats, other: Floats, off: float) -> _Side:
+    """asks, score (P,): a pair's row on this side, and its exact score. own, other: lengths of both sides' rows. off: of
+    unit rows' float32 scores."""
     best = np.full(len(own), -np.inf)
     np.maximum.at(best, asks, score)
     # Rows longer than 1 have larger scores, and larger rounding errors with them.
-    margin = MARGIN * np.maximum(1.0, own * other.max(initial=0.0))
-    if not margin.max(initial=0.0) < MARGIN * _LARGEST:
+    scale = np.maximum(1.0, own * other.max(initial=0.0))
+    if not scale.max(initial=0.0) < _LARGEST:
         raise ValueError("the embeddings are too large for float32 scores; normalise their rows to length 1 first")
-    low, high = (best - margin).astype(np.float32), (best + margin).astype(np.float32)
+    low, high = (best - off * scale).astype(np.float32), (best + off * scale).astype(np.float32)
     return _Side(best, low, high, np.zeros(len(own), np.int64))
 
 

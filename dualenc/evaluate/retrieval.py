@@ -59,31 +59,33 @@ def evaluate_retrieval(
 
     Keys that end in "/chance" say what a random order would give, "/low" and "/high" where the value lies with 95 %, by
     `bootstrap` draws of images with all their captions (0: none). `examples` found and as many missed queries a way,
-    drawn at random. by: metadata columns; recall and mean rank by each one's values, see `groups.by_group`; a caption
-    belongs to its image's group. same: a metadata column; images with the same value there are right for each other's
-    captions, both ways. ranks: `retrieval_ranks` of these rows (with this `same`), where the caller has them.
+    drawn at random. by: metadata columns; recall, mean and median rank by each one's values, see `groups.by_group`; a
+    caption belongs to its image's group. same: a metadata column; images with the same value there are right for each
+    other's captions, both ways, and are drawn together. ranks: `retrieval_ranks` of these rows (with this `same`), where the
+    caller has them.
     ValueError as `retrieval_metrics`, no such column, and where `embedded` is not this encoder's.
     """
     check_dim(encoder, embedded)
     named = {column: groups_of(embedded.metadata, column) for column in by}  # before the work: a typo is told at once
-    images, texts, (text, image) = checked_pairs(
-        embedded.images, embedded.texts, embedded.image_row, ks, same=same_images(embedded, same)
-    )
+    alike = same_images(embedded, same)
+    images, texts, (text, image) = checked_pairs(embedded.images, embedded.texts, embedded.image_row, ks, same=alike)
     asked = {"text_to_image": _Asked(texts, images, text, image), "image_to_text": _Asked(images, texts, image, text)}
     rank = dict(zip(TITLES, ranks_both_ways(texts, images, (text, image)), strict=True)) if ranks is None else ranks
     if any(len(rank[way]) != len(side.query) for way, side in asked.items()):
         raise ValueError("the ranks are of other data; give those that retrieval_ranks found for these rows")
     image_of = {"text_to_image": np.asarray(embedded.image_row), "image_to_text": np.arange(len(images))}
+    own = image_clusters(alike, len(images))
+    cluster = {way: own[rows] for way, rows in image_of.items()}
     report: Report = {}
     for way, side in asked.items():
         report |= _numbers(way, side, rank[way], ks)
-    for name, between in rank_intervals(rank, image_of, ks, bootstrap, seed).items():
+    for name, between in rank_intervals(rank, cluster, ks, bootstrap, seed).items():
         report |= {f"{name}/low": between.low, f"{name}/high": between.high}
-    tables = [_overall(report, ks, bootstrap)]
+    tables = [_overall(report, ks, bootstrap, same)]
     for column, names in named.items():
         for way, rows in image_of.items():
             grouped = [names[row] for row in rows]
-            values, table = _by_group(way, rank[way], grouped, rows, ks, column, bootstrap, seed)
+            values, table = _by_group(way, rank[way], grouped, cluster[way], ks, column, bootstrap, seed)
             report |= values
             tables.append(table)
     shown = [
@@ -103,23 +105,37 @@ def same_images(embedded: Embedded, column: str | None) -> Ints | None:
     """(N,) a number for each value of a metadata column, -1 where an image has none: `same` of `retrieval_metrics`."""
     if column is None:
         return None
-    names = groups_of(embedded.metadata, column, cut=False)
-    number = {name: i for i, name in enumerate(dict.fromkeys(name for name in names if name is not None))}
-    return np.array([-1 if name is None else number[name] for name in names], np.int64)
+    groups_of(embedded.metadata, column, cut=False)  # what it refuses; its names are for reading
+    values = embedded.metadata[column].to_pylist()
+    kept = [None if value == "" or value != value else value for value in values]  # no text, NaN
+    number = {value: i for i, value in enumerate(dict.fromkeys(value for value in kept if value is not None))}
+    return np.array([-1 if value is None else number[value] for value in kept], np.int64)
+
+
+def image_clusters(same: Ints | None, images: int) -> Ints:
+    """(N,) integers, equal where images are no independent samples: those declared the same; others stand alone.
+
+    >>> image_clusters(np.array([0, -1, 0, -1]), 4)
+    array([0, 5, 0, 7])
+    """
+    alone = np.arange(images)
+    return alone if same is None else np.where(same < 0, images + alone, same)
 
 
 def _by_group(
-    way: str, rank: Ints, names: list[str | None], image: Ints, ks: Sequence[int], column: str, times: int, seed: int
+    way: str, rank: Ints, names: list[str | None], cluster: Ints, ks: Sequence[int], column: str, times: int, seed: int
 ) -> tuple[Report, Table]:
     values = {f"{way}/recall@{k}": rank < k for k in ks} | {f"{way}/mean_rank": rank + 1}
     measures = {f"{way}/recall@{k}": Measure(f"R@{k}") for k in ks}
     measures[f"{way}/mean_rank"] = Measure("Mean rank", lower=True, share=False)
+    measures[f"{way}/median_rank"] = Measure("Median rank", lower=True, share=False)
     first = next(iter(measures))
     measures[first] = measures[first]._replace(title=f"{TITLES[way]} {measures[first].title}")
-    return by_group(values, names, image, times, seed, f"by/{column}/", measures)
+    medians = {f"{way}/median_rank": rank + 1}
+    return by_group(values, names, cluster, times, seed, f"by/{column}/", measures, medians)
 
 
-def _overall(report: Report, ks: Sequence[int], bootstrap: int) -> Table:
+def _overall(report: Report, ks: Sequence[int], bootstrap: int, same: str | None) -> Table:
     def place(name: str) -> str:
         value, low, high = (report.get(f"{name}{end}") for end in ("", "/low", "/high"))
         return f"{value:,.1f}" if low is None else f"{value:,.1f} [{low:,.1f}, {high:,.1f}]"
@@ -133,7 +149,11 @@ def _overall(report: Report, ks: Sequence[int], bootstrap: int) -> Table:
         "Rank 1 is best. The tick on a bar is what chance would give."
     )
     if any(key.endswith("/low") for key in report):
-        note += f" Intervals: 95\u202f%, {bootstrap:,} draws of images with all their captions."
+        together = f", those with the same {same} together" if same else ""
+        note += (
+            f" Intervals: 95\u202f%, {bootstrap:,} draws of images with all their captions{together}, as queries; the gallery "
+            "stays whole."
+        )
     return Table(["", *TITLES.values()], rows, note)
 
 

@@ -11,23 +11,35 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dualenc.evaluate.compare.differences import points
 from dualenc.evaluate.index_rows import Matched, check_alike, match, what
-from dualenc.evaluate.intervals import Interval, mean_intervals
+from dualenc.evaluate.intervals import TIMES, Interval, mean_intervals
 from dualenc.evaluate.metrics import Side, sides
 from dualenc.evaluate.metrics import ranks as exact_ranks
-from dualenc.evaluate.ranks import Floats, Ints
+from dualenc.evaluate.ranks import Floats, Ints, pair_scores
 from dualenc.evaluate.sections import Embedded, Headline, Section, Share, Table
+from dualenc.evaluate.top_hits import is_right, relevant_codes
 from dualenc.index.exact import exact_search
 from dualenc.index.recall import TIE, Truth, recall_per_query
-from dualenc.index.vectors import BLOCK, Array, Rows
+from dualenc.index.vectors import BLOCK, Array, Rows, unit_rows
 from dualenc.index.whose import fingerprint_of, refuse_foreign
 
 WAYS = {"image": "text_to_image", "text": "image_to_text"}  # what an index of this side answers
 TITLES = {"text_to_image": "Text → image", "image_to_text": "Image → text"}
 
 Report = dict[str, Any]
+
+
+def check_index(index: Any, embedded: Embedded, encoder: Any = None) -> Matched:
+    """The data's rows in an open index, quickly; ValueError as `evaluate_through_index`, for before any ranking."""
+    if encoder is not None:
+        refuse_foreign(index.fingerprint, fingerprint_of(encoder), "the encoder")
+    way = WAYS[index.manifest["side"]]
+    matched = match(index, embedded, way)
+    check_alike(index, matched, embedded.images if way == "text_to_image" else embedded.texts)
+    return matched
 
 
 def evaluate_through_index(
@@ -39,33 +51,43 @@ def evaluate_through_index(
     ranks: Mapping[str, Ints] | None = None,
     relevant: Mapping[str, Sequence[Ints]] | None = None,
     seed: int = 0,
+    times: int = TIMES,
+    cluster: Ints | None = None,
 ) -> tuple[Report, Section]:
     """ "index/WAY/recall@k" beside "…/exact" and "…/difference", and "index/WAY/ann_recall@k", with intervals by image.
 
-    index: an open `Index`; of images it answers text_to_image, of texts image_to_text. It must hold each of the data's
-    rows, known by key (captions by key and text). It may hold others: they are wrong answers to every query, so the exact
-    numbers are then counted anew over the index's whole gallery, and stand apart from those of the data alone.
+    Each k is a search of its own that asks for k rows, as a user does: an index looks at more candidates the more rows it
+    is asked for. index: an open `Index`; of images it answers text_to_image, of texts image_to_text. It must hold each
+    of the data's rows, known by key (captions by key and text). It may hold others: they are wrong answers to every
+    query, so the exact numbers are then counted anew over the index's whole gallery, and stand apart from those of the
+    data alone.
     exact_report: what `evaluate_retrieval` reported. encoder: a fingerprint, or what has one; it must be the index's.
-    ranks, relevant: exact ranks per way, and right rows other than a query's own, where the caller has them.
+    ranks, relevant: exact ranks per way, and right rows other than a query's own, where the caller has them. times:
+    draws behind the intervals, 0 for none; cluster (N,): images with equal integers are drawn together.
     ValueError: a row that is missing or there twice, vectors of another encoder or of other pictures, k above the gallery.
     """
-    if encoder is not None:
-        refuse_foreign(index.fingerprint, fingerprint_of(encoder), "the encoder")
     way = WAYS[index.manifest["side"]]
     query, gallery, own = sides(embedded.images, embedded.texts, embedded.image_row, ks)[way]
     right = own if relevant is None or way not in relevant else list(relevant[way])
-    matched = match(index, embedded, way)
-    check_alike(index, matched, gallery)
+    matched = check_index(index, embedded, encoder)
     rank = exact_ranks(query, gallery, right) if ranks is None or way not in ranks else np.asarray(ranks[way])
     if len(matched.more):
         rank = _larger_gallery(index, matched.more, (query, gallery, right), rank)
-    # As many more than K as a query has right rows, so that a tie at the K-th place shows: see `rank_found`.
-    found = index.search(query, k=min(max(ks) + max(map(len, right)), len(index)))
-    through = _rank_found(found[0], found[1], [matched.ids[rows] for rows in right])
-    ann = _ann_recall(index, query, gallery, matched, found, ks)
-    hit = np.stack([np.stack([through < k, rank < k], axis=1) for k in ks]).astype(np.float64)  # (K, Q, 2)
-    image = embedded.image_row if way == "text_to_image" else np.arange(len(query))
-    report = _report(way, ks, hit, ann, image, seed)
+    rows, ids = _exact_rows(index, gallery, matched)
+    place, score = exact_search(query, rows, max(ks))
+    at = _rows_of(ids, matched.ids)
+    codes = relevant_codes([at[own_rows] for own_rows in right], len(ids))
+    hits, ann = [], []
+    for k in ks:
+        found, estimated = index.search(query, k=k)
+        last = score[:, k - 1 : k]
+        hits.append([_hit(query, rows, _rows_of(ids, found), rank, codes, last[:, 0]), rank < k])
+        truth = Truth(ids[place[:, :k]], last, (score[:, :k] > last + TIE).sum(axis=1, keepdims=True))
+        ann.append(recall_per_query(found, estimated, truth, index.manifest["scores"] == "exact"))
+    image = np.arange(len(embedded.images)) if cluster is None else cluster
+    image = image[embedded.image_row] if way == "text_to_image" else image
+    hit = np.array(hits, np.float64).transpose(0, 2, 1)  # (K, Q, 2)
+    report = _report(way, ks, hit, np.stack(ann), image, times, seed)
     report |= {f"index/{way}/gallery": len(index), f"index/{way}/rows_not_in_data": len(matched.more)}
     if not len(matched.more):  # to the last digit what stands above on the page
         for k in ks:
@@ -89,57 +111,53 @@ def _larger_gallery(index: Any, more: Ints, side: Side, rank: Ints) -> Ints:
     return total
 
 
-def _rank_found(ids: Ints, scores: np.ndarray, right: Sequence[Ints]) -> Ints:
-    """Rank of the best right id among those found, (Q,), from 0; beyond every k where none was found.
-
-    Ties count against the model, as in exact search: wrong ids that score as high (within rounding) stand before it.
-
-    >>> ids, scores = np.array([[7, 3, 5]]), np.array([[0.9, 0.5, 0.5]])
-    >>> _rank_found(ids, scores, [np.array([3])]), _rank_found(ids, scores, [np.array([8])])
-    (array([2]), array([9223372036854775807]))
-    """
-    rank = np.full(len(ids), np.iinfo(np.int64).max)
-    for q, rows in enumerate(right):
-        mine = np.isin(ids[q], rows)
-        if mine.any():
-            best = scores[q][mine].max()
-            rank[q] = int(((scores[q] >= best - TIE) & ~mine).sum())
-    return rank
-
-
-def _ann_recall(
-    index: Any,
-    query: np.ndarray,
-    gallery: np.ndarray,
-    matched: Matched,
-    found: tuple[Ints, np.ndarray],
-    ks: Sequence[int],
-) -> Floats:
-    """(K, Q): of exact search's first k rows over the same gallery, the share that the index found, tied ones alike."""
-    ids, scores = found
-    rows: Rows
+def _exact_rows(index: Any, gallery: np.ndarray, matched: Matched) -> tuple[Rows, Ints]:
+    """What exact search looks in, and the id of each row: the index's own rows, or the data's where it has only codes."""
     try:
         index.vectors(matched.ids[:1])
-        rows, names = index.gallery(), index.ids
-    except ValueError:  # only codes: the data's own rows are the truth (a larger gallery was refused)
-        rows, names = Array(gallery), matched.ids
-    place, score = exact_search(query, rows, max(ks))
-    out = []
-    for k in ks:
-        last = score[:, k - 1 : k]
-        above = (score[:, :k] > last + TIE).sum(axis=1, keepdims=True)
-        true = Truth(names[place[:, :k]], last, above)
-        out.append(recall_per_query(ids[:, :k], scores[:, :k], true, index.manifest["scores"] == "exact"))
-    return np.stack(out)
+    except ValueError:  # a larger gallery was refused
+        return Array(gallery), matched.ids
+    return index.gallery(), np.asarray(index.ids)
 
 
-def _report(way: str, ks: Sequence[int], hit: Floats, ann: Floats, image: Ints, seed: int) -> Report:
+def _rows_of(ids: Ints, wanted: Ints) -> Ints:
+    """Where each of `wanted`, of any shape, stands in `ids` (N,); -1 where it does not.
+
+    >>> _rows_of(np.array([7, 3]), np.array([[3, -1]]))
+    array([[ 1, -1]])
+    """
+    order = np.argsort(ids)
+    row = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)]
+    return np.where(ids[row] == wanted, row, -1)
+
+
+def _hit(
+    query: np.ndarray, rows: Rows, found: Ints, rank: Ints, codes: Ints, last: np.ndarray
+) -> npt.NDArray[np.bool_]:
+    """Whether a right row is among the k that were found (Q, k), as row numbers: (Q,).
+
+    Ties count against the model, as in exact search: a right row that exact search has no place for among its first k
+    (rank, (Q,)), because it only ties with the last of them (its score: last, (Q,)), was listed by chance.
+    """
+    mine = (found >= 0) & is_right(np.arange(len(found))[:, None], found, codes, len(rows))
+    beyond = rank >= found.shape[1]
+    best = np.full(len(found), -np.inf)
+    q, place = np.nonzero(mine & beyond[:, None])
+    if len(q):
+        theirs = unit_rows(rows.take(found[q, place]), "the rows found")
+        np.maximum.at(best, q, pair_scores(query, theirs, q, np.arange(len(q))))
+    return mine.any(axis=1) & ~(beyond & (best >= last - TIE))
+
+
+def _report(way: str, ks: Sequence[int], hit: Floats, ann: Floats, image: Ints, times: int, seed: int) -> Report:
     report: Report = {}
     for k, both, near in zip(ks, hit, ann, strict=True):
         values = np.column_stack([both, both[:, 0] - both[:, 1], near])  # through, exact, difference, ANN recall
         names = [f"recall@{k}", f"recall@{k}/exact", f"recall@{k}/difference", f"ann_recall@{k}"]
-        several = len(np.unique(image)) > 1
-        intervals = mean_intervals(values, image, seed=seed) if several else [None] * len(names)
+        several = times > 0 and len(np.unique(image)) > 1
+        intervals = (
+            mean_intervals(values, image, times, seed, [True, True, False, True]) if several else [None] * len(names)
+        )
         for name, value, interval in zip(names, values.mean(axis=0), intervals, strict=True):
             report[f"index/{way}/{name}"] = float(value)
             if interval is not None:
@@ -191,7 +209,8 @@ def _section(index: Any, way: str, ks: Sequence[int], report: Report, queries: i
             Table(
                 [TITLES[way], "Through the index", "Exact", "Difference"],
                 recalls,
-                "Recall@K: share of queries with a right answer among the first K; the difference is what the index costs.",
+                "Recall@K: share of queries with a right answer among the first K; the difference is what the index costs. Each "
+                "K is a search of its own, with k = K.",
             ),
             Table(
                 [TITLES[way], "ANN recall"],

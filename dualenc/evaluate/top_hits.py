@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dualenc.evaluate.ranks import MARGIN, Array, Floats, Ints, checked_rows, pair_scores
+from dualenc.evaluate.ranks import Array, Floats, Ints, checked_rows, margin, pair_scores
 
 BLOCK = 2048  # query and gallery rows whose scores are held at once
 
@@ -75,14 +75,16 @@ def _some_hits(
     """(q, top) rows and scores of queries first .. first + q - 1, over the gallery by blocks."""
     query32 = query.astype(np.float32, copy=False)
     lengths = np.sqrt(np.einsum("ij,ij->i", query32, query32, dtype=np.float64))
-    margin = (MARGIN * np.maximum(1.0, lengths * longest))[:, None]  # (q, 1) how far a float32 score may be off
+    off = (margin(query.shape[1]) * np.maximum(1.0, lengths * longest))[
+        :, None
+    ]  # (q, 1) how far a float32 score may be off
     rows, scores = np.full((len(query), top), -1, np.int64), np.full((len(query), top), -np.inf)
     for start in range(0, len(gallery), block):
         rough = query32 @ gallery32[start : start + block].T  # (q, block) float32
-        least = scores[:, -1:] - margin
+        least = scores[:, -1:] - off
         if start == 0 and rough.shape[1] > top:  # nothing was found yet: the top-th best here is a bound
             here = np.partition(rough, rough.shape[1] - top, axis=1)[:, rough.shape[1] - top, None]
-            least = here - 2 * margin
+            least = here - 2 * off
         i, j = np.nonzero(rough >= least.astype(np.float32))
         row = j + start
         rows, scores = _merged(rows, scores, i, row, pair_scores(query, gallery, i, row), pairs, first, len(gallery))

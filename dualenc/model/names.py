@@ -143,6 +143,30 @@ def class_prompts(classes: Classes, templates: Sequence[str] | None = None) -> l
     return classes.prompts
 
 
+def in_order_of(chosen: Classes, own: Sequence[str]) -> Classes:
+    """`chosen` in the order of the names that the data's own labels number: prompts go with their names.
+
+    Other names, as many, are taken by number: they rename the classes. ValueError: another number of names.
+
+    >>> in_order_of(Classes(["owl", "cat"], [["an owl"], ["a cat"]]), ["cat", "owl"])
+    Classes(names=['cat', 'owl'], prompts=[['a cat'], ['an owl']])
+    >>> in_order_of(Classes(["Eule", "Katze"]), ["cat", "owl"]).names
+    ['Eule', 'Katze']
+    """
+    if len(chosen.names) != len(own):
+        raise ValueError(
+            f"{len(chosen.names)} class names for data whose labels number {len(own)} classes ({', '.join(own[:3])}, …); "
+            "give as many, or leave them out"
+        )
+    if sorted(chosen.names) != sorted(own):
+        return chosen
+    by_name = sorted(range(len(own)), key=chosen.names.__getitem__)  # a name that is given twice keeps its order
+    number = np.empty(len(own), np.int64)
+    number[sorted(range(len(own)), key=own.__getitem__)] = by_name
+    prompts = None if chosen.prompts is None else [chosen.prompts[i] for i in number]
+    return Classes([chosen.names[i] for i in number], prompts)
+
+
 def class_files(data: str | Path) -> tuple[list[str], list[str]]:
     """(class names, templates) of a data set in CLIP_benchmark's layout.
 

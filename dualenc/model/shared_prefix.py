@@ -36,12 +36,15 @@ class Pack(NamedTuple):
 def embed_prompts(encoder: Any, texts: Sequence[str]) -> np.ndarray:
     """`encoder.embed_texts(texts)`, to 1e-5, in about half the time where many begin alike.
 
-    On a CPU, for towers that `pads_to_longest`; others, and prompts that fill the context, take the ordinary way.
+    On a CPU, for towers that `pads_to_longest`; others, few prompts, and those that fill the context, take the ordinary
+    way.
     """
-    if encoder.device.type != "cpu" or not pads_to_longest(encoder.model) or len(texts) <= TRIED:
+    if encoder.device.type != "cpu" or not pads_to_longest(encoder.model):
         return encoder.embed_texts(texts)
     tokens = encoder.tokenizer(list(texts))  # (T, context)
     short = np.flatnonzero(tokens[:, -1].numpy() == 0)
+    if len(short) <= TRIED:
+        return encoder.embed_texts(texts)
     long = np.setdiff1d(np.arange(len(texts)), short)
     rows = np.empty((len(texts), encoder.dim), np.float32)
     some = short[:TRIED]

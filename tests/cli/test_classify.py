@@ -77,7 +77,7 @@ def test_a_folder_on_the_terminal(run: Any, encoder: Any, capsys: pytest.Capture
 
 def test_json_has_all_scores(run: Any, encoder: Any, capsys: pytest.CaptureFixture[str]) -> None:
     files = sorted(pictures().iterdir())
-    for more in ([], ["--out", "out.parquet"]):
+    for more in ([], ["--out", "out.parquet", "--top", "3"]):
         assert run("pictures", "--json", *more) == 0
         rows = json.loads(capsys.readouterr().out)
         for row, path, expected in zip(rows, files, scores(encoder, CLASSES, files), strict=True):
@@ -289,6 +289,41 @@ def test_other_settings_and_other_images_are_noticed(
     assert run(*words) == 0
     assert len(table()) == 9
     assert not Path("out.parquet.parts").exists()
+
+
+def test_json_prints_a_finished_table_as_it_is(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures()
+    assert run("pictures", "--out", "out.parquet") == 0
+    before = Path("out.parquet").read_bytes()
+    capsys.readouterr()
+    assert run("pictures", "--out", "out.parquet", "--json") == 0
+    assert [len(row["scores"]) for row in json.loads(capsys.readouterr().out)] == [1, 1, 1]
+    assert Path("out.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["files", "table", "shards", "store"])
+def test_data_that_others_of_equal_size_replaced_are_other_ones(
+    run: Any, encoder: Any, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    folder, changed, words = pictures(), Path("pictures/01.png"), ["pictures"]
+    if kind == "table":
+        Path("pictures/t.csv").write_text("path,caption\n00.png,x\n01.png,y\n")
+        words = ["pictures/t.csv"]
+    elif kind == "shards":
+        changed, words = write_shards(Path("data"), 4, shards=1) / "000000.tar", ["data"]
+    elif kind == "store":
+        Path("store/img_emb").mkdir(parents=True)
+        Path("store/metadata").mkdir()
+        changed, words = Path("store/img_emb/img_emb_0.npy"), ["store"]
+        np.save(changed, encoder.embed_images(sorted(folder.iterdir())))
+        pq.write_table(pa.table({"key": ["a", "b", "c"]}), "store/metadata/metadata_0.parquet")
+    if not changed.exists():
+        (changed,) = Path("data").glob("*.tar")
+    assert run(*words, "--out", "out.parquet") == 0
+    stat = changed.stat()
+    os.utime(changed, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+    assert run(*words, "--out", "out.parquet") == 1
+    assert "other settings (files: other ones)" in capsys.readouterr().err
 
 
 def _child(words: list[str]) -> None:

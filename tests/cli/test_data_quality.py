@@ -91,6 +91,11 @@ def test_overlap(shards: Path, encoder_folder: Path, scored: Path, capsys) -> No
     pairs = pq.read_table("pairs.parquet").to_pylist()
     assert {(f"s{i:03d}", f"s{i:03d}") for i in range(24)} <= {(p["test_key"], p["train_key"]) for p in pairs}
     assert "The nearest pairs" in Path("page/report.html").read_text()
+    few = ["--ks", "1,30", "--threshold", "0.9", "--json"]
+    assert main(["data", "overlap", store, str(shards), *encoder, *CPU, *few]) == 1
+    said = capsys.readouterr()
+    assert "recall at 30 left out" in said.err and "24 images with captions" in said.err
+    assert "all/text_to_image/recall@1" in said.out and "recall@30" not in said.out
     write_tar(Path("other/0.tar"), sample("z", seed=99))
     none = ["--threshold", "1", "--ks", "1"]
     assert main(["data", "overlap", "other", store, *encoder, *CPU, *none]) == 0

@@ -11,7 +11,7 @@ import pytest
 
 from dualenc.cli import main
 from dualenc.model.folder import save_folder
-from tests.small import COLOURS, loaded
+from tests.small import COLOURS, loaded, sample, write_tar
 
 CPU = ["--workers", "0", "--accelerator", "cpu", "--batch-size", "32"]
 
@@ -109,6 +109,30 @@ def test_what_is_wrong_with_the_options_is_told_first(
 ) -> None:
     code, out, err = compare(capsys, *words)
     assert code == 1 and said in err and err.count("\n") == 1 and not out
+
+
+def test_a_column_of_images_that_are_the_same_is_refused_where_there_is_none(
+    encoders: list[str], shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = compare(capsys, *encoders, "--data", str(shards), "--same", "scene")
+    assert code == 1 and "no column 'scene'" in err
+
+
+def test_data_sets_of_one_folder_name_do_not_overwrite_each_other(
+    encoders: list[str], shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As CLIP_benchmark lays them out: wds_NAME/test."""
+    sets = ("one", "two")
+    for seed, name in enumerate(sets):
+        members = [sample(f"{i}", colour, [], 9 * seed + i, cls=i) for i, colour in enumerate(COLOURS)]
+        write_tar(tmp_path / name / "test" / "0.tar", [member for some in members[: 4 + seed] for member in some])
+        (tmp_path / name / "classnames.txt").write_text("\n".join(COLOURS))
+    words = ["--data", str(shards), "--ks", "1", "--json"]
+    both = json.loads(compare(capsys, *encoders, *words, "--zeroshot", "one/test", "two/test")[1])
+    for name in sets:
+        alone = json.loads(compare(capsys, *encoders, *words, "--zeroshot", f"{name}/test")[1])
+        for side in ("a", "b", "difference"):
+            assert both[f"{side}/zeroshot/{name}/test/acc1"] == alone[f"{side}/zeroshot/acc1"]
 
 
 def test_an_encoder_is_not_compared_with_itself(

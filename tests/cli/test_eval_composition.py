@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dualenc.cli import main
+from dualenc.cli import eval_composition, main
 from dualenc.embed import run as embedding
+from dualenc.files import sha256
 from tests.data.layouts import benchmark_set
 from tests.small import COLOURS, png, sample, write_tar
 
@@ -94,6 +95,16 @@ def test_sugarcrepe_from_a_folder_of_images(capsys, coco, encoder, encoder_folde
     assert "Composition: SugarCrepe" in page and "right add_obj 0" in page and page.count("data:image/jpeg") >= 4
     one = report(capsys, [*words, "--sugarcrepe", "crepe/add_obj.json", "--bootstrap", "0"])
     assert not any(key.endswith("/low") for key in one) and one["composition/sugarcrepe/add_obj/count"] == 3
+
+
+def test_what_the_captions_come_from_is_known(coco, encoder_folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(eval_composition, "finish", lambda options, *_: seen.append(options.provenance) or 0)
+    words = ["eval", "composition", "--encoder", str(encoder_folder), "--data", "val2017", *ALONE]
+    assert main([*words, "--sugarcrepe", "crepe"]) == main([*words, "--winoground", "examples.jsonl"]) == 0
+    names = [f"crepe/{kind}.json" for kind in ("swap_att", "add_obj")]
+    assert seen[0] == {f"sugarcrepe/{Path(n).name}/sha256": sha256(n) for n in names} | {"sugarcrepe": "crepe"}
+    assert seen[1] == {"winoground/examples.jsonl/sha256": sha256("examples.jsonl"), "winoground": "."}
 
 
 def test_winoground_from_shards_and_from_a_store(capsys, coco, encoder_folder):

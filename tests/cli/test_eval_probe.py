@@ -10,7 +10,7 @@ import pytest
 
 from dualenc.cli import eval_probe
 from dualenc.files import write_json
-from tests.small import COLOURS, png, write_shards
+from tests.small import COLOURS, png, sample, write_tar
 
 CPU = ["--workers", "0", "--accelerator", "cpu", "--batch-size", "32"]
 
@@ -19,12 +19,14 @@ CPU = ["--workers", "0", "--accelerator", "cpu", "--batch-size", "32"]
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train (32 images) and test (16) as shards of four colours with their names, val (12) as a folder by class."""
     root = tmp_path_factory.mktemp("probe")
-    place = {"json": lambda i: {"place": "in" if i % 8 < 4 else "out"}}
     colours = sorted(COLOURS)  # an image folder's order
-    for name, count in (("train", 32), ("test", 16)):
-        write_shards(
-            root / name, count, shards=1, prefix=name, cls=lambda i: colours.index(list(COLOURS)[i % 8]), **place
-        )
+    for name, rows in (("train", range(32)), ("test", range(32, 48))):
+        members = []
+        for i in rows:
+            colour, place = list(COLOURS)[i % 8], "in" if i % 8 < 4 else "out"
+            facts = {"cls": colours.index(colour), "json": {"place": place}}
+            members += sample(f"{name}{i:03d}", colour, seed=i, **facts)
+        write_tar(root / name / "shard-000.tar", members)
         (root / name / "classnames.txt").write_text("\n".join(colours))
     for i in range(16):
         path = root / "val" / list(COLOURS)[i % 8] / f"{i}.png"
@@ -87,3 +89,15 @@ def test_a_store_of_another_encoder_and_options_that_do_not_fit(
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=what):
             probe(*words, "--train", store, *more)
+
+
+def test_data_that_is_learnt_from_is_refused(
+    encoder_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(data / "test")
+    monkeypatch.setattr(eval_probe, "embedded_data", None)
+    words = ["--encoder", encoder_folder, "--data", data / "test"]
+    with pytest.raises(ValueError, match="is --train too"):
+        probe(*words, "--train", f"{data}/train/../test")
+    with pytest.raises(ValueError, match="is --val too"):
+        probe(*words, "--train", data / "train", "--val", tmp_path / "link")

@@ -121,10 +121,73 @@ def test_images_of_one_pair_share_their_captions(run, tmp_path):
         (["--by", "colour"], "no column 'colour' to group by; it has key"),
         (["--same", "colour"], "no column 'colour'"),
         (["--index", "nowhere"], "nowhere"),
+        (["--zeroshot", "store"], "classnames.txt"),
+        (["--zeroshot", "shards", "./shards"], "shards is given twice"),
+        (["--per-query", "queries.csv"], "--per-query queries.csv: it is written as parquet"),
+        (["--composition"], "no sample has swap_attribute"),
     ],
 )
 def test_refused(refused, words, says):
     assert says in refused(*words)
+
+
+@pytest.fixture
+def classed(made) -> list[str]:
+    """Two data sets in CLIP_benchmark's layout: both folders are called test, and the second has no column `light`."""
+    for name, seeds in (("one", 0), ("two", 50)):
+        members = []
+        for i in range(16):
+            more = {"json": {"light": "day" if i % 4 else "night"}} if name == "one" else {}
+            members += sample(f"{name}{i:02}", COLOURS[i % 8], [], seed=seeds + i, cls=i % 8, **more)
+        write_tar(made / name / "test" / "0.tar", members)
+        (made / name / "classnames.txt").write_text("\n".join(COLOURS))
+    return ["one/test", "two/test"]
+
+
+CPU = ["--workers", "0", "--accelerator", "cpu"]
+
+
+def test_data_sets_of_one_folder_name_do_not_overwrite_each_other(run, classed):
+    report = json.loads(run("--zeroshot", *classed, "--json", "--bootstrap", "20", *CPU))
+    for data in classed:
+        alone = json.loads(run("--zeroshot", data, "--json", "--bootstrap", "20", *CPU))
+        assert report[f"zeroshot/{data}/acc1"] == alone["zeroshot/acc1"]
+        assert report[f"zeroshot/{data}/acc1/low"] == alone["zeroshot/acc1/low"]
+
+
+def test_draws_and_groups_reach_every_part(run, classed, made, capsys):
+    words = ["--zeroshot", *classed, "--index", "index", "--json", *CPU]
+    report = json.loads(run(*words, "--by", "light", "--bootstrap", "0"))
+    assert not [key for key in report if key.endswith(("/low", "/high"))]
+    assert "zeroshot/one/test/by/light/night/acc1" in report
+    assert not [key for key in report if key.startswith("zeroshot/two/test/by/")]
+    assert main(["eval", "retrieval", "--encoder", "encoder", "--data", "store", *words, "--by", "light"]) == 0
+    assert "two/test: not by light: the data has no column 'light'" in capsys.readouterr().err
+
+
+def test_what_is_wrong_is_told_before_the_ranks(refused, made, monkeypatch):
+    from dualenc import Index
+    from dualenc.embed.store import open_store
+
+    store = open_store(made / "store")
+    images = np.load(made / "store" / "img_emb" / "img_emb_0000.npy")
+    Index.build(images, made / "foreign", metadata=store.metadata(), recipe="flat", encoder="b" * 64)
+    Index.build(
+        images,
+        made / "nameless",
+        metadata=store.metadata().drop_columns(["key"]),
+        recipe="flat",
+        encoder=store.fingerprint,
+    )
+
+    def ranks(*_args, **_more):
+        raise AssertionError("ranked")
+
+    monkeypatch.setattr("dualenc.evaluate.metrics.retrieval_ranks", ranks)
+    assert "from bbbbbbbbbbbb" in refused("--index", "foreign")
+    assert "no column 'key'" in refused("--index", "nameless")
+    assert "no column 'colour'" in refused("--by", "colour")
+    assert "no column 'colour'" in refused("--same", "colour")
 
 
 def test_a_wrong_index_is_told_before_the_work(refused, monkeypatch):

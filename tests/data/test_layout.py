@@ -85,7 +85,7 @@ def test_a_missing_path_says_where_it_is_had(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         open_source(tmp_path / "my sets" / "wds_flickr8k" / "test")
     assert "no such file or folder" in str(error.value) and "\n" not in str(error.value)
-    command = "`huggingface-cli download --repo-type dataset clip-benchmark/wds_flickr8k --local-dir "
+    command = "`hf download --repo-type dataset clip-benchmark/wds_flickr8k --local-dir "
     assert f"{command}'{tmp_path}/my sets/wds_flickr8k'`" in str(error.value)
     with pytest.raises(FileNotFoundError) as error:
         open_source(tmp_path / "photos")

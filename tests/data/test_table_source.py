@@ -96,8 +96,10 @@ def test_images_alone_classes_alone_and_some_without_a_class(root):
     source = open_source(write(root / "images.csv", [{"file": "pics/a.png"}, {"file": "pics/e.png"}]))
     assert [source.sample(i).captions() for i in range(2)] == [[], []] and source.classes is None
     source = open_source(write(root / "numbers.csv", [{"file": "pics/a.png", "label": 7}, {"file": "pics/e.png"}]))
-    assert source.keys == ["pics/a"] and source.sample(0).label() == 7 and source.classes is None
-    assert source.problems == {"missing class": ["pics/e.png"]}
+    assert source.keys == ["pics/a", "pics/e"] and [source.sample(i).label() for i in (0, 1)] == [7, None]
+    assert source.problems == {} and source.classes is None
+    none = [{"path": "pics/a.png", "caption": "", "label": ""}, {"path": "pics/e.png", "caption": "y", "label": ""}]
+    assert open_source(write(root / "none.jsonl", none)).problems == {"empty caption": ["pics/a.png"]}
     some = [
         {"path": "pics/a.png", "caption": "x", "label": ""},
         {"path": "pics/e.png", "caption": "y", "label": "cat"},

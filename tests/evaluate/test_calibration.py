@@ -15,6 +15,7 @@ from dualenc.evaluate.zeroshot.calibration import (
     BINS,
     HIGHEST,
     LOWEST,
+    chance_error,
     confidences,
     cross_fitted_scales,
     expected_calibration_error,
@@ -195,6 +196,16 @@ def test_a_temperature_takes_most_of_the_error_away():
     before, after = (expected_calibration_error(confidences(scores, target, s).top, right) for s in (60.0, scales))
     assert before > 0.1
     assert after < 0.02
+
+
+def test_perfect_calibration_has_the_error_that_its_images_give_it():
+    """Four images at 1/2: right of them k = 0..4, off by |k / 4 - 1 / 2|, which is 3/16 in the mean."""
+    assert chance_error([0.5] * 4) == pytest.approx(3 / 16, abs=0.03)
+    assert chance_error([1.0, 0.0]) == 0
+    rng = np.random.default_rng(0)
+    few, many = (chance_error(rng.uniform(0.3, 1, n)) for n in (100, 10_000))
+    assert 0.08 < few < 0.16 and many < 0.015
+    assert chance_error([0.7] * 9, seed=1) == chance_error([0.7] * 9, seed=1) != chance_error([0.7] * 9, seed=2)
 
 
 def test_too_few_images_are_refused():

@@ -224,3 +224,19 @@ def test_a_thousand_classes_come_back_whole(tmp_path):
 def test_templates_beside_prompts_are_refused(tmp_path):
     with pytest.raises(ValueError, match="leave the templates out"):
         classifier(Marked(), Classes(["a", "b"], [["a"], ["b"]]), TEMPLATES, tmp_path)
+
+
+def test_those_made_when_prompts_embedded_otherwise_are_made_anew(tmp_path, monkeypatch):
+    with monkeypatch.context() as before:
+        before.setattr(module, "_MADE_BY", "1")
+        made(tmp_path)
+    assert made(tmp_path)[1]
+
+
+def test_another_users_file_is_used_though_its_time_cannot_be_set(tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    made(tmp_path)
+    monkeypatch.setattr(module.os, "utime", refused)
+    assert not made(tmp_path)[1]

@@ -189,6 +189,10 @@ def test_the_page_says_who_is_better_and_renders(pair, tmp_path):
     made = compared(*pair, encoders=("runs/a", "runs/b <script>"))
     about, tables = made.section.about, made.section.tables
     assert about.startswith("A is runs/a, B is runs/b") and "180 captions and 60 images" in about
+    said = [headline.meaning for headline in made.section.headlines]
+    assert all(" p = " in words or " p < " in words for words in said) and all(
+        words.endswith(" (Holm)") for words in said
+    )
     better = [row[-1] for row in tables[0].rows]
     assert "B" in better and f"B is better in {better.count('B')} of 8 metrics" in about
     assert [row[0] for row in tables[0].rows][3] == "Text → image mean rank"
@@ -234,6 +238,33 @@ def test_accuracy_of_two_encoders():
     assert (report["a/zeroshot/acc5"], report["b/zeroshot/acc5"]) == (0.75, 1.0)
     assert report["difference/zeroshot/acc1/won"] == report["difference/zeroshot/acc1/lost"] == 1
     assert [some.key for some in class_outcomes(a, b, 4, "zeroshot/x")] == ["zeroshot/x/acc1"]
+
+
+def test_images_declared_the_same_share_captions_and_a_sign(pair):
+    a, b = pair
+    for data in pair:
+        data.metadata = data.metadata.append_column("scene", pa.array([f"{i % 12}" for i in range(60)]))
+    alone, made = compared(a, b, ks=(1,)), compared(a, shuffled(b), ks=(1,), same="scene")
+    expected = [
+        retrieval_metrics(some.images, some.texts, some.image_row, (1,), same=np.arange(60) % 12) for some in pair
+    ]
+    rank = [retrieval_ranks(some.images, some.texts, some.image_row, same=np.arange(60) % 12) for some in pair]
+    for way, scene in (("text_to_image", a.image_row % 12), ("image_to_text", np.arange(60) % 12)):
+        key = f"{way}/recall@1"
+        assert [made.report[f"{side}/{key}"] for side in "ab"] == pytest.approx([some[key] for some in expected])
+        assert made.report[f"a/{key}"] > alone.report[f"a/{key}"]
+        change = (rank[1][way] < 1).astype(float) - (rank[0][way] < 1)
+        assert made.report[f"difference/{key}/p"] == sign_flip_test(change, scene, PATTERNS)
+    for part in made.section.examples:
+        for row in part.rows:
+            assert [item.right for item in row.items] == [not row.found, row.found]
+    assert "Images with the same scene are right for each other's captions" in made.section.about
+
+
+def test_two_outcomes_of_one_key_are_refused():
+    one = class_outcomes(np.array([0, 1]), np.array([0, 0]), 2)
+    with pytest.raises(ValueError, match="two outcomes are called zeroshot/acc1"):
+        compare_outcomes([*one, *one])
 
 
 def test_accuracies_are_corrected_together_with_recall(pair):

@@ -240,3 +240,14 @@ def test_other_readers_of_tars_read_them(shards: Path, tmp_path: Path) -> None:
         ("d", b"d one"),
     ]
     assert np.asarray(pytest.importorskip("PIL.Image").open(io.BytesIO(read[0]["png"]))).shape == (32, 32, 3)
+
+
+def test_class_names_of_several_folders_are_left_out_and_told(shards: Path, tmp_path: Path) -> None:
+    write_tar(tmp_path / "more" / "2.tar", sample("e", captions=["e one"], seed=9))
+    both = filter_pairs(open_source([shards, tmp_path / "more"]), scores(), "true", out=tmp_path / "a", progress=False)
+    assert both.class_files_left_out == [str(shards)] and f"left out: {shards}" in f"{both}"
+    assert not (tmp_path / "a" / "classnames.txt").exists()
+    one = filter_pairs(
+        open_source([shards / "0.tar", shards / "1.tar"]), scores(), "true", out=tmp_path / "b", progress=False
+    )
+    assert one.class_files_left_out == [] and (tmp_path / "b" / "classnames.txt").read_text() == "x\ny\n"

@@ -14,6 +14,7 @@ from dualenc.evaluate.groups import groups
 from dualenc.evaluate.groups import split as group_split
 from dualenc.evaluate.groups.gap import SHUFFLES, TABLE_ROWS, _spread
 from dualenc.evaluate.groups.groups import MOST_GROUPS, Measure, by_group, by_group_of, groups_of
+from dualenc.evaluate.intervals import share_interval, wilson
 from dualenc.evaluate.sections import Share
 
 
@@ -48,9 +49,9 @@ def test_by_hand():
     }
     assert table.columns == ["kind", "Samples", "hit", "Rank"]
     assert [row[:2] for row in table.rows] == [["b", "3"], ["a", "2"], ["c", "2"], ["Worst group", ""], [_GAP, ""]]
-    assert table.rows[0][2:] == [Share(2 / 3), "3.0"]
+    assert table.rows[0][2:] == [Share(2 / 3), "3.00"]
     assert table.rows[3][2:] == ["c", "c"]
-    assert table.rows[4][2:] == [Share(pytest.approx(2 / 3)), "6.5"]
+    assert table.rows[4][2:] == [Share(pytest.approx(2 / 3)), "6.50"]
     assert table.note == "The largest group stands first. 1 samples without a value are left out."
 
 
@@ -91,9 +92,11 @@ def test_intervals_are_those_of_drawing_images_one_by_one(seed):
     for m, metric in enumerate(("hit", "rank")):
         for name, drawn in slow.items():
             ends = [report[f"by/{name}/{metric}/{end}"] for end in ("low", "high")]
-            np.testing.assert_allclose(ends, np.quantile(drawn[:, m], [0.025, 0.975]), atol=1e-12)
+            wanted = share_interval(drawn[:, m], report[f"by/{name}/{metric}"], report[f"by/{name}/count"])
+            np.testing.assert_allclose(ends, wanted, atol=1e-12)
             assert report[f"by/{name}/{metric}"] == pytest.approx(values[np.array(group) == name, m].mean())
-        gaps = np.ptp(np.stack([drawn[:, m] for drawn in slow.values()]), axis=0)
+        worst, best = sorted(slow, key=lambda name, m=metric: report[f"by/{name}/{m}"])[:: len(slow) - 1]
+        gaps = slow[best][:, m] - slow[worst][:, m]
         ends = [report[f"by/gap/{metric}/{end}"] for end in ("low", "high")]
         np.testing.assert_allclose(ends, np.quantile(gaps, [0.025, 0.975]), atol=1e-12)
     assert [row[0] for row in table.rows[:4]] == list(slow)
@@ -142,7 +145,7 @@ def test_random_groups_show_the_gap_of_chance():
         gaps.append(report["by/gap/hit"])
         chances.append(report["by/gap/hit/chance"])
         assert table.rows[-1][2].chance == report["by/gap/hit/chance"]
-        assert report["by/gap/hit/low"] > 0  # the bias that the docstring tells of: no sign of a true gap
+        assert report["by/gap/hit/low"] <= report["by/gap/hit"] <= report["by/gap/hit/high"]
     assert np.mean(chances) == pytest.approx(np.mean(gaps), abs=0.03)
     assert 0.1 < np.mean(chances) < 0.3
     true = by_group({"hit": [1.0] * 50 + [0.0] * 50}, ["a"] * 50 + ["b"] * 50, times=60)[0]
@@ -194,7 +197,8 @@ def test_a_metric_that_a_draw_leaves_undefined():
         return {"defined": float(label[rows].mean()), "ones": 1.0 if label[rows].any() else None}
 
     report, table = by_group_of(share_of_ones, group, times=300)
-    assert report["by/a/ones"] == report["by/a/ones/low"] == 1.0  # a draw of zeros alone is left out
+    assert report["by/a/ones"] == report["by/a/ones/high"] == 1.0  # a draw of zeros alone is left out
+    assert report["by/a/ones/low"] == pytest.approx(wilson([6], [6])[0].item())
     assert report["by/b/ones"] is None
     assert "by/b/ones/low" not in report
     assert report["by/gap/ones"] is None
@@ -208,6 +212,50 @@ def test_a_spread_takes_two_values():
     nan = np.nan
     found = _spread(np.array([[1.0, nan, nan], [3.0, 2.0, nan], [nan, nan, nan]]))
     np.testing.assert_array_equal(found, [2.0, nan, nan])
+
+
+def test_medians_are_those_of_drawing_images_one_by_one():
+    values, group, cluster = cases(7)
+    values = np.round(values * 50)
+    report, _ = by_group({"hit": values[:, 0]}, group, cluster, times=60, medians={"middle": values[:, 1]})
+
+    def slow(rows):
+        return {"hit": float(values[rows, 0].mean()), "middle": float(np.median(values[rows, 1]))}
+
+    other = by_group_of(slow, group, cluster, times=60)[0]
+    assert list(report) == list(other)
+    for key, value in report.items():
+        assert value == (other[key] if isinstance(value, str) else pytest.approx(other[key])), key
+
+
+def test_a_gap_is_compared_with_those_of_random_groups():
+    true, _ = by_group({"hit": [1.0] * 50 + [0.0] * 50}, ["a"] * 50 + ["b"] * 50, times=1000)
+    assert true["by/gap/hit/p"] == 1 / (1 + SHUFFLES)
+    none, table = by_group({"hit": np.arange(40) % 2}, ["a"] * 20 + ["b"] * 20, times=20)
+    assert none["by/gap/hit"] == 0.0 and none["by/gap/hit/p"] == 1.0
+    assert "p, how often random groups have a gap as large: hit 1.000." in table.note
+    rng = np.random.default_rng(8)
+    p = [
+        by_group({"hit": rng.random(60)}, [f"g{g}" for g in rng.integers(3, size=60)], times=99, seed=seed)[0][
+            "by/gap/hit/p"
+        ]
+        for seed in range(60)
+    ]
+    assert 0.35 < np.mean(p) < 0.65 and min(p) < 0.15 and max(p) > 0.85  # even, where groups mean nothing
+
+
+def test_a_group_that_the_gap_leaves_out_is_left_out_of_random_ones():
+    """Of c nothing is known: among random groups of three, one of which holds less, the gap would be a larger one."""
+    value = np.array([*([1.0, 0.0] * 30), *([np.nan] * 2)])
+    group = ["a"] * 30 + ["b"] * 30 + ["c"] * 2
+
+    def mean(rows):
+        known = value[rows][~np.isnan(value[rows])]
+        return {"mean": float(known.mean()) if len(known) else None}
+
+    with_c = by_group_of(mean, group, times=200)[0]["by/gap/mean/chance"]
+    without = by_group_of(mean, group[:60], times=200)[0]["by/gap/mean/chance"]
+    assert with_c == pytest.approx(without, rel=0.15)
 
 
 def test_what_is_left_out_is_counted_in_images():
@@ -234,7 +282,7 @@ def test_a_table_shows_the_largest_of_many_groups():
 def test_numbers_that_are_no_shares_show_their_interval_in_words():
     measures = {"rank": Measure("Rank", lower=True, share=False)}
     report, table = by_group({"rank": [1, 2000, 3, 4]}, ["a", "a", "b", "b"], times=100, measures=measures)
-    assert table.rows[0] == ["a", "2", "1,000.5 [1.0, 2,000.0]"]
+    assert table.rows[0] == ["a", "2", "1,000.5 [1.00, 2,000.0]"]
     assert table.rows[-1][2].endswith(f"; of random groups {report['by/gap/rank/chance']:,.1f}")
 
 
@@ -268,6 +316,9 @@ def test_a_column_as_groups():
     assert groups_of(table, "text") == ["red", None, None]
     assert groups_of(table, "number") == ["3", None, "10"]
     assert groups_of(table, "real") == ["0.5", None, "2"]
+    exact = pa.table({"id": [1234567890.0, 1234567891.0, None], "single": pa.array([0.1, 2, 0.25], pa.float32())})
+    assert groups_of(exact, "id") == ["1234567890", "1234567891", None]
+    assert groups_of(exact, "single") == ["0.1", "2", "0.25"]
     assert groups_of(table, "truth") == ["yes", "no", None]
     for column in ("list", "day"):
         with pytest.raises(ValueError, match=rf"'{column}' holds (list|date) values"):
@@ -296,4 +347,4 @@ def test_many_real_numbers_are_cut_into_parts_of_one_size():
 
 
 def test_the_page_tells_how_to_read_a_gap():
-    assert "its tick is the gap of random groups" in by_group({"hit": [1, 0, 1, 0]}, [*"aabb"], times=5)[1].note
+    assert "the tick is the gap of random groups" in by_group({"hit": [1, 0, 1, 0]}, [*"aabb"], times=5)[1].note

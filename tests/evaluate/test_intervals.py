@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from dualenc.evaluate import intervals
-from dualenc.evaluate.intervals import clusters, draws, mean_intervals, percentile_intervals
+from dualenc.evaluate.intervals import clusters, draws, mean_intervals, percentile_intervals, share_interval, wilson
 
 
 def test_docstring_examples():
-    result = doctest.testmod(intervals)
+    result = doctest.testmod(intervals, optionflags=doctest.ELLIPSIS)
     assert result.failed == 0 and result.attempted >= 1
 
 
@@ -43,6 +43,46 @@ def test_copies_of_a_row_make_nothing_surer():
     assert five == mean_intervals(values)
     alone = mean_intervals(np.repeat(values, 5))[0]
     assert alone.high - alone.low < 0.6 * (five[0].high - five[0].low)
+
+
+def test_wilson_intervals_by_the_book():
+    """Newcombe 1998, table I, method 3: 81/263, 15/148, 0/20, 1/29."""
+    low, high = wilson(np.array([81, 15, 0, 1]), np.array([263, 148, 20, 29]))
+    assert low.round(4).tolist() == [0.2553, 0.0624, 0.0, 0.0061]
+    assert high.round(4).tolist() == [0.3662, 0.1605, 0.1611, 0.1718]
+
+
+@pytest.mark.parametrize(("count", "share"), [(10, 0.9), (20, 0.95), (50, 0.98), (200, 0.3), (3, 0.5)])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_intervals_of_shares_hold_the_share(count, share, rows):
+    """In 400 repetitions, of single rows and of clusters of five equal ones."""
+    rng = np.random.default_rng(count)
+    held = 0
+    for _ in range(400):
+        values = (rng.random(count) < share).astype(float).repeat(rows)
+        ((low, high),) = mean_intervals(values, np.arange(count).repeat(rows), times=200, shares=True)
+        held += low <= share <= high
+    assert held >= 0.9 * 400
+
+
+def test_all_right_is_not_certain_and_clusters_count_not_rows():
+    three = mean_intervals([1.0] * 3, shares=True)
+    assert three == [tuple(map(float, wilson(3, 3)))] and three[0].low < 0.45
+    assert mean_intervals([1.0] * 15, np.arange(3).repeat(5), shares=True) == three
+    alike = mean_intervals([0.0, 0.0, 1.0] * 3, np.arange(3).repeat(3), shares=True)  # a third of each cluster
+    assert alike == [tuple(map(float, wilson(1, 3)))]
+
+
+def test_shares_of_many_rows_keep_their_percentiles():
+    values = (np.arange(5000) < 1500).astype(float)
+    assert mean_intervals(values, shares=True)[0] == pytest.approx(mean_intervals(values)[0], abs=1e-3)
+
+
+def test_only_shares_are_widened_and_a_share_without_draws_has_no_percentiles():
+    values = np.ones((4, 2))
+    share, mean = mean_intervals(values, shares=[True, False])
+    assert share.low < 1 and mean == (1, 1)
+    assert share_interval(np.full(9, np.nan), 1.0, 3) == share_interval(np.ones(9), 1.0, 3)
 
 
 def test_draws_depend_on_the_seed_and_the_count_alone(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import itertools
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from dualenc.evaluate.zeroshot.labels import holds_lists, label_lists
 from dualenc.evaluate.zeroshot.multilabel import (
     affordable_times,
     average_precision_per_class,
+    chance_precision,
     drawn_precisions,
     mean_precision,
     precision_intervals,
@@ -126,6 +128,15 @@ def test_classes_with_few_images_are_not_flattered_by_being_drawn_twice():
     assert abs((low + high) / 2 - value) < (high - low) / 4
 
 
+@pytest.mark.parametrize("images", [1, 2, 3, 6])
+def test_chance_is_the_mean_over_all_orders(images):
+    orders = np.array(list(itertools.permutations(range(images)))).T  # (N, N!)
+    for positives in range(1, images + 1):
+        held = np.repeat((np.arange(images) < positives)[:, None], orders.shape[1], axis=1)
+        expected = average_precision_per_class(orders, held).mean()
+        assert chance_precision([positives, 0], images) == pytest.approx([expected, np.nan], nan_ok=True)
+
+
 def test_a_class_without_a_positive_has_no_precision_and_is_left_out_of_the_mean():
     each = average_precision_per_class([[0.9, 0.1], [0.1, 0.9]], [[1, 0], [0, 0]])
     assert each[0] == 1
@@ -190,7 +201,9 @@ def test_lists_of_numbers_names_and_json_text_say_the_same(encoder, animals, col
     each = average_precision_per_class(scores, held)
     assert report["zeroshot/mean_average_precision"] == pytest.approx(each.mean())
     assert report["zeroshot/average_precision/dog"] == pytest.approx(each[1])
-    assert report["zeroshot/mean_average_precision/chance"] == pytest.approx((2 + 2 + 1) / 15)
+    orders = np.array(list(itertools.permutations(range(5)))).T
+    chance = np.mean([average_precision_per_class(orders, np.tile(one, (120, 1)).T) for one in held.T])
+    assert report["zeroshot/mean_average_precision/chance"] == pytest.approx(chance)
     assert (report["zeroshot/images"], report["zeroshot/unlabelled"], report["zeroshot/draws"]) == (5, 1, 100)
     assert report["zeroshot/mean_average_precision/low"] <= report["zeroshot/mean_average_precision"]
     assert not any("acc1" in key for key in report)

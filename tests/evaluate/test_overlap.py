@@ -144,3 +144,23 @@ def test_captions_that_read_the_same() -> None:
     train, test = (pa.table({"caption": some}) for some in (["A fox", "x", None], ["a fox", "a fox", "dog", None]))
     assert shared_captions(train, test) == 2
     assert doctest.testmod(module).failed == 0
+
+
+def test_recall_is_over_images_with_captions_and_k_within_them(samples) -> None:
+    data = samples([[name] for name in NAMES])
+    whole = evaluate_overlap(
+        data, overlap(Array(data.images[4:]), ["a", "b"], data, 0.99, progress=False), 0.99, (1, 4)
+    )
+    data.images = np.concatenate([data.images, unit_rows(2, 3, data.images.shape[1])])[[6, 0, 1, 2, 7, 3, 4, 5]]
+    data.image_row = np.array([1, 2, 3, 5, 6, 7])
+    data.metadata = pa.table({"key": [f"k{i}" for i in range(8)]})
+    found = overlap(Array(data.images[[6, 7]]), ["a", "b"], data, 0.99, progress=False)
+    report = evaluate_overlap(data, found, 0.99, (1, 4, 7))
+    assert (report["images"], report["captioned"], report["overlapping"]) == (8, 6, 2)
+    assert {key: report[key] for key in whole if "/recall" in key or "queries" in key} == {
+        key: value for key, value in whole.items() if "/recall" in key or "queries" in key
+    }
+    assert report["all/text_to_image/recall@7"] is None and report["without/text_to_image/recall@4"] is not None
+    assert evaluate_overlap(data, found, 0.99, (7,))["all/image_to_text/recall@7"] is None
+    with pytest.raises(ValueError, match="k is 0"):
+        evaluate_overlap(data, found, 0.99, (0, 1))

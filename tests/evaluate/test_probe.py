@@ -10,7 +10,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dualenc.evaluate.intervals import Interval
 from dualenc.evaluate.page.report import write_report
 from dualenc.evaluate.probe import choice as probe_choice
 from dualenc.evaluate.probe import data as probe_data
@@ -332,7 +331,7 @@ def test_intervals_are_those_of_drawing_images_anew():
     target = rng.choice(5, 80, p=[0.6, 0.2, 0.1, 0.06, 0.04])
     right = rng.random(80) < 0.7
     found = numbers({"probe/": right}, target, 5, times=300, seed=5)
-    from dualenc.evaluate.intervals import draws
+    from dualenc.evaluate.intervals import draws, share_interval
 
     means, recalls = [], []
     for counts in np.concatenate(list(draws(80, 300, 5))).astype(int):
@@ -340,7 +339,7 @@ def test_intervals_are_those_of_drawing_images_anew():
         means.append(right[rows].mean())
         recalls.append(np.mean([right[rows][target[rows] == c].mean() for c in set(target[rows].tolist())]))
     for key, values in (("acc1", means), ("mean_per_class_recall", recalls)):
-        expected = Interval(*np.quantile(values, [0.025, 0.975]))
+        expected = share_interval(np.array(values), found[f"probe/{key}"], 80)
         assert [found[f"probe/{key}/{end}"] for end in ("low", "high")] == pytest.approx(list(expected))
 
 
@@ -424,6 +423,29 @@ def test_the_probe_that_is_measured_learns_from_validation_too_and_shots_from_th
     assert f"all {100 * report['probe/acc1']:.1f}" in words or report["probe/acc1"] == 1
     report, section = probe.evaluate_probe(WordEncoder(), train, test, shots=(), times=0)
     assert len(section.figures) == 1 and len(section.tables[0].rows) == 1
+
+
+def test_class_names_take_the_order_of_the_datas_own():
+    train, test, names = coloured(30, 1), coloured(60, 3), {"train": COLOURS, "test": COLOURS}
+    words = {"shots": (), "times": 0}
+    turned, _ = probe.evaluate_probe(
+        WordEncoder(), train, test, names=names, classes=Classes(COLOURS[1:] + COLOURS[:1]), **words
+    )
+    expected, _ = evaluate_zeroshot(WordEncoder(), test, COLOURS, times=0)
+    assert turned["probe/zeroshot/acc1"] == expected["zeroshot/acc1"] > 1 / 3
+    with pytest.raises(ValueError, match="4 class names for data"):
+        probe.evaluate_probe(WordEncoder(), train, test, names=names, classes=Classes([*COLOURS, "grey"]), **words)
+
+
+def test_test_images_that_are_in_train_are_told(tmp_path):
+    train, val, test = coloured(30, 1), coloured(30, 2), coloured(60, 3)
+    report, section = probe.evaluate_probe(WordEncoder(), train, test, shots=(), times=0)
+    assert report["probe/test_in_train"] == 0 and "too, which flatters" not in section.about
+    test.images[:6], test.images[6:9] = train.images[:6], val.images[:3]
+    report, section = probe.evaluate_probe(WordEncoder(), train, test, val, shots=(), times=0)
+    assert report["probe/test_in_train"] == 0.15 and "of the test images are in train or val too" in section.about
+    with pytest.raises(ValueError, match="every test image is in train or val"):
+        probe.evaluate_probe(WordEncoder(), train, train, val, shots=(), times=0)
 
 
 def test_zero_shot_is_among_the_classes_that_train_holds():

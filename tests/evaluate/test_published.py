@@ -91,7 +91,7 @@ def test_two_tenths_of_a_point_agree_and_more_does_not():
 
 def test_another_number_of_samples_is_said():
     _, section = compare_published(COCO | {"text_to_image/queries": 25000}, NAME, "coco")
-    assert "text_to_image/queries is 25,000 here, 25,010 in the published set" in section.tables[0].note
+    assert "text_to_image/queries is 25,000 here, 25,010 there" in section.tables[0].note
     assert "gallery" not in section.tables[0].note
 
 
@@ -99,6 +99,15 @@ def test_imagenet_is_compared_by_accuracy():
     report, section = compare_published({"zeroshot/acc1": 0.6024}, "ViT-B-32-quickgelu:laion400m_e32", "imagenet")
     assert report["published/imagenet/zeroshot/acc1/difference"] == pytest.approx(-0.0269)
     assert "templates" in section.tables[0].note and "80 templates" in section.about
+
+
+@pytest.mark.parametrize(
+    ("data", "templates"), [("imagenet", 80), ("imagenetv2", 80), ("cifar10", 18), ("cifar100", 18)]
+)
+def test_other_templates_are_said(data, templates):
+    for here, there in ((1, f"zeroshot/templates is 1 here, {templates} there"), (templates, "")):
+        _, section = compare_published({"zeroshot/acc1": 0.5, "zeroshot/templates": here}, NAME, data)
+        assert there in section.tables[0].note and (" there" in section.tables[0].note) == bool(there)
 
 
 def test_a_name_as_open_clip_also_takes_it():

@@ -81,6 +81,18 @@ def test_scores_closer_than_float32_can_tell_are_ordered():
     assert ((float32 >= own[:, None]).sum(axis=1) - 1).tolist() != expected.tolist()
 
 
+def test_the_margin_is_the_bound_of_float32_sums():
+    """511 terms that are each lost beside a large one: no order of summation is worse."""
+    assert module.margin(16) == module.MARGIN
+    row = np.full(512, np.sqrt(0.99 * 2.0**-25), np.float32)
+    row[0] = 0.99
+    one_by_one = np.cumsum(row * row, dtype=np.float32)[-1]
+    off = abs(float(one_by_one) - pair_scores(row[None], row[None], [0], [0])[0])
+    assert module.MARGIN < off < module.margin(512)
+    side = module._side(np.array([0]), np.array([0.5]), np.ones(1), np.ones(1), module.margin(512))
+    assert 0.5 - side.low[0] == pytest.approx(512 * 2.0**-24, rel=1e-2)
+
+
 def test_copies_of_the_right_row_stand_before_it():
     rng = np.random.default_rng(2)
     rows = unit(rng, 10, 512)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from dualenc.evaluate.metrics import retrieval_metrics, retrieval_ranks
@@ -90,13 +91,16 @@ def test_by_group_a_caption_belongs_to_its_images_group(encoder, samples):
         assert report[f"by/light/night/text_to_image/recall@{k}"] == pytest.approx(hit)
     mean = (ranks["image_to_text"] + 1)[~np.array(night)].mean()
     assert report["by/light/day/image_to_text/mean_rank"] == pytest.approx(mean)
+    median = np.median((ranks["text_to_image"] + 1)[of_text])
+    assert report["by/light/night/text_to_image/median_rank"] == median
+    assert {"by/light/gap/text_to_image/median_rank/p", "by/light/day/text_to_image/median_rank/low"} <= report.keys()
     both = [report[f"by/light/{name}/text_to_image/mean_rank"] for name in ("day", "night")]
     assert report["by/light/worst/text_to_image/mean_rank"] == max(both)  # a high rank is a bad one
     assert report["by/light/gap/text_to_image/mean_rank"] == pytest.approx(abs(both[0] - both[1]))
     assert {"by/light/gap/image_to_text/recall@1/low", "by/light/day/image_to_text/recall@5/high"} <= report.keys()
     assert [table.columns for table in section.tables[1:3]] == [
-        ["light", "Samples", "Text → image R@1", "R@5", "Mean rank"],
-        ["light", "Samples", "Image → text R@1", "R@5", "Mean rank"],
+        ["light", "Samples", "Text → image R@1", "R@5", "Mean rank", "Median rank"],
+        ["light", "Samples", "Image → text R@1", "R@5", "Mean rank", "Median rank"],
     ]
     assert report["by/key/k3/count"] == 1 and report["by/key/gap/text_to_image/recall@1"] is None
     assert json.loads(json.dumps(report, allow_nan=False)) == report
@@ -115,6 +119,29 @@ def test_images_that_share_a_value_share_their_captions(encoder, samples):
     shown = next(row for row in section.examples[0].rows if row.query.text == WORDS[0])
     assert shown.found and shown.items[0].right and shown.items[0].text == WORDS[1]
     assert same_images(data, "scene").tolist() == [0, 0, -1, -1, 1, 1, 2, 3]
+
+
+def test_same_images_are_those_of_one_value_not_of_one_printed_name(encoder, samples):
+    ids = [1234567890.0 + i // 2 for i in range(7)] + [None]  # whole numbers with a null, as pandas gives them
+    data = samples([[word] for word in WORDS], scene=ids, tenth=[0.1, 0.1 + 1e-9, 0.1, float("nan"), 1, 2, 3, 4])
+    assert same_images(data, "scene").tolist() == [0, 0, 1, 1, 2, 2, 3, -1]
+    assert same_images(data, "tenth").tolist() == [0, 1, 0, -1, 2, 3, 4, 5]
+
+
+def test_copies_declared_the_same_are_drawn_together(encoder, samples):
+    """Each image twice, and said so: nothing is surer than with each once; they are declared in no other way."""
+    once = half_right(samples)
+    twice = samples(
+        [[f"word{i} other{i}", f"word{i} more{i}"] for i in range(40) for _ in range(2)], light=["day"] * 80
+    )
+    twice.images = np.repeat(once.images, 2, axis=0)
+    twice.metadata = twice.metadata.append_column("copy", pa.array(np.repeat(np.arange(40), 2)))
+    alone, _ = evaluate_retrieval(encoder, once, ks=(1,), by=["light"], bootstrap=100)
+    report, section = evaluate_retrieval(encoder, twice, ks=(1,), by=["light"], same="copy", bootstrap=100)
+    for end in ("", "/low", "/high"):
+        assert report[f"text_to_image/recall@1{end}"] == pytest.approx(alone[f"text_to_image/recall@1{end}"])
+    assert report["by/light/day/count"] == 40
+    assert "with the same copy together, as queries; the gallery stays whole" in section.tables[0].note
 
 
 def test_ranks_that_the_caller_has_are_not_counted_again(encoder, samples, monkeypatch):

@@ -22,6 +22,7 @@ from dualenc.embed.describe import describe
 from dualenc.embed.store_writer import StoreWriter
 from dualenc.evaluate.page.provenance import Checksum
 from dualenc.evaluate.retrieval import evaluate_retrieval
+from dualenc.evaluate.sweep import evidence
 from dualenc.evaluate.sweep import plot as sweep_plot
 from dualenc.evaluate.sweep.evidence import Facts, Outcome
 from dualenc.evaluate.sweep.plot import panels, sections, shares, values
@@ -391,3 +392,34 @@ def test_nothing_but_failures_is_a_page_too():
 
 def test_the_examples_in_the_docstrings_hold():
     assert doctest.testmod(sweep_plot).failed == 0
+
+
+@pytest.mark.parametrize(("said", "seen"), [("12.8e9", 12_800_000_000), ("1.28e+10", 12_800_000_000), ("5", 5)])
+def test_samples_seen_as_people_write_it(said, seen, tmp_path):
+    assert read(f"encoders: [{{path: x, samples_seen: {said}}}]\ndata: [y]", tmp_path).encoders[0].samples_seen == seen
+
+
+@pytest.mark.parametrize("said", ["many", ".inf", ".nan", "true"])
+def test_samples_seen_that_are_no_number(said, tmp_path):
+    with pytest.raises(ValueError, match=r"samples_seen of encoders\[0\] is"):
+        read(f"encoders: [{{path: x, samples_seen: {said}}}]\ndata: [y]", tmp_path)
+
+
+def test_classes_take_the_order_of_the_datas_own(settings, folders, tmp_path):
+    settings["encoders"], settings["data"] = settings["encoders"][:1], settings["data"][1:]
+    own = [one.report for one in swept(settings, tmp_path / "own")]
+    settings["data"][0]["classes"] = ",".join(reversed(COLOURS))
+    assert [one.report for one in swept(settings, tmp_path / "given")] == own
+    settings["data"][0]["classes"] = "a,b"
+    assert all("2 class names for data" in one.error for one in swept(settings, tmp_path / "few"))
+
+
+def test_an_encoder_on_the_hub_is_known_by_its_cached_revision(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def identity(revision):
+        there = revision and str(tmp_path / "snapshots" / revision / "open_clip_config.json")
+        monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: there)
+        return evidence._identity(Encoder("x", "hf-hub:org/repo"), "exact")
+
+    assert len({identity("a"), identity("b"), identity(None)}) == 3 and identity("a") == identity("a")

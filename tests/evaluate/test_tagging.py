@@ -15,7 +15,7 @@ import pytest
 
 from dualenc.evaluate.tag import parts as tag_parts
 from dualenc.evaluate.tag import tagging
-from dualenc.evaluate.tag.parts import Summary, made_by, parts_folder, write_labels
+from dualenc.evaluate.tag.parts import Summary, parts_folder, write_labels
 from dualenc.evaluate.tag.tagging import NONE_OF_THESE, SCHEMA, UNDECIDED, Block, Rules, checked_rules, labelled
 
 NAMES = ["cat", "dog", "owl"]
@@ -289,10 +289,12 @@ def test_other_settings_are_noticed(tmp_path):
     with pytest.raises(ValueError, match=r"\(rows: 100 there, 101 now\)"):
         write_labels(out, PLAN, N + 1, Run())
     finishes(out, 70)
-    run = Run()
-    write_labels(out, PLAN | {"threshold": 0.2}, N, run)  # a finished one is made anew, whole or not at all
-    assert run.started == [0]
-    assert made_by(out) == PLAN | {"threshold": 0.2, "rows": N}
+    run, before = Run(), out.read_bytes()
+    with pytest.raises(
+        ValueError, match=r"parquet was made with other settings \(threshold: null there, 0.2 now\); name"
+    ):
+        write_labels(out, PLAN | {"threshold": 0.2}, N, run)
+    assert not run.started and out.read_bytes() == before and not parts_folder(out).exists()
 
 
 def test_a_file_that_is_no_table_of_labels_is_left_alone(tmp_path):

@@ -192,3 +192,11 @@ def test_one_example_has_no_interval(encoder, samples):
     quads = [Quad(("k0", "k1"), (TEXTS[2], TEXTS[3]), {})]
     report, _ = evaluate_winoground(encoder, samples([[text] for text in TEXTS[2:4]]), quads)
     assert report[f"{PREFIX}/group_score"] == 1.0 and f"{PREFIX}/group_score/low" not in report
+
+
+def test_a_file_that_is_not_utf_8_is_refused(tmp_path):
+    (tmp_path / "examples.jsonl").write_bytes(
+        json.dumps(LINE, ensure_ascii=False).replace("mug", "m\xfcg").encode("latin-1")
+    )
+    with pytest.raises(ValueError, match=r"examples.jsonl is not UTF-8 .* at byte"):
+        read_winoground(tmp_path)

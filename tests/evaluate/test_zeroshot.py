@@ -14,21 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualenc.evaluate.groups.groups import by_group_of
-from dualenc.evaluate.intervals import draws
-from dualenc.evaluate.metrics import zero_shot_metrics
+from dualenc.evaluate.intervals import draws, mean_intervals, share_interval
+from dualenc.evaluate.metrics import class_ranks, zero_shot_metrics
 from dualenc.evaluate.zeroshot import labels as labels_module
-from dualenc.evaluate.zeroshot import page as zeroshot_page
+from dualenc.evaluate.zeroshot import numbers as numbers_module
 from dualenc.evaluate.zeroshot.calibration import (
+    chance_error,
     confidences,
     cross_fitted_scales,
     expected_calibration_error,
     fitted_scale,
 )
 from dualenc.evaluate.zeroshot.labels import holds_lists, labels
-from dualenc.evaluate.zeroshot.numbers import accuracy_intervals, by_groups, drawn_accuracies, judge
-from dualenc.evaluate.zeroshot.page import TABLE_ROWS, class_table, wilson
+from dualenc.evaluate.zeroshot.numbers import accuracy_intervals, by_groups, drawn_accuracies
+from dualenc.evaluate.zeroshot.numbers import judge as judge_ranked
+from dualenc.evaluate.zeroshot.page import TABLE_ROWS, class_table
 from dualenc.evaluate.zeroshot.scale import calibrated, own_scale
 from dualenc.evaluate.zeroshot.zeroshot import (
+    class_places,
     class_scores,
     classifier,
     classify,
@@ -38,6 +41,10 @@ from dualenc.model.names import Classes
 
 CLASSES = ["cat", "dog", "bird"]
 PROMPTS = ["a photo of a {}", "{c} outdoors"]
+
+
+def judge(row, target, scores, scale):
+    return judge_ranked(row, target, scores, class_ranks(scores, target), scale)
 
 
 @pytest.fixture
@@ -62,6 +69,7 @@ def test_report_equals_the_metrics_of_the_labelled_rows(encoder, animals):
         "zeroshot/templates": 2,
         "zeroshot/absent": 0,
         "zeroshot/absent_names": None,
+        "zeroshot/duplicate_classes": 0,
         "zeroshot/recall/cat": 1.0,
         "zeroshot/recall/dog": pytest.approx(2 / 3),
         "zeroshot/recall/bird": 1.0,
@@ -146,8 +154,34 @@ def test_a_long_table_shows_the_best_and_the_worst(encoder, samples):
 def test_equal_names_keep_keys_of_their_own(encoder, samples):
     names = ["missile", "ship", "missile"]  # open_clip's ImageNet list holds such a pair
     data = samples([["missile"], ["ship"], ["missile"]], label=[0, 1, 2])
-    report, _ = evaluate_zeroshot(encoder, data, names, ["{}"])
-    assert [report[f"zeroshot/recall/{name}"] for name in ("missile (0)", "ship", "missile (2)")] == [0.0, 1.0, 0.0]
+    report, section = evaluate_zeroshot(encoder, data, names, ["{}"])
+    assert [report[f"zeroshot/recall/{name}"] for name in ("missile (0)", "ship", "missile (2)")] == [1.0, 1.0, 0.0]
+    assert report["zeroshot/duplicate_classes"] == 1
+    assert "never chosen" in section.tables[0].note and section.tables[0].note.endswith(": missile (2).")
+    assert section.tables[1].rows[2][3] == "missile (0) (1×)"
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 3), min_size=5, max_size=12), st.integers(0, 99))
+def test_places_are_those_of_a_stable_sort_where_the_list_alone_makes_ties(names, seed):
+    """As argmax and top-k of open_clip and CLIP_benchmark: of equal classes the lower column first."""
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((20, 8))
+    images, of_name = rows[:16], rng.standard_normal((4, 8))
+    target = rng.integers(len(names), size=16)
+    order = np.argsort(-(images @ of_name.T)[:, names], axis=1, kind="stable")
+    expected = (order == target[:, None]).argmax(axis=1)
+    noisy = of_name[names] * (1 + 1e-15 * rng.standard_normal((len(names), 1)))  # as other batches make them
+    assert class_places(images, noisy, target, [[str(name)] for name in names]).tolist() == expected.tolist()
+
+
+def test_what_float32_cannot_tell_apart_is_told_in_float64_and_ties_count_against_the_encoder():
+    images = np.array([[0.6, 0.8, 1e-5]] * 3, np.float32)
+    weights = np.array([[0.6, 0.8, 0.0], [0.6, 0.8, 1e-5], [0.6, 0.8, 0.0]], np.float32)
+    target = np.array([1, 0, 2])
+    assert class_ranks(class_scores(images, weights), target).tolist() == [2, 2, 2]
+    assert class_places(images, weights, target, [["a"], ["b"], ["c"]]).tolist() == [0, 2, 2]
+    assert class_places(images, weights, target, [["a"], ["b"], ["a"]]).tolist() == [0, 1, 2]
 
 
 def test_a_collapsed_encoder_gets_nothing(constant_encoder, animals):
@@ -203,8 +237,15 @@ def test_intervals_are_the_ends_of_the_drawn_accuracies():
     rank, target = rng.integers(0, 8, 60), rng.integers(0, 5, 60)
     found = accuracy_intervals(rank, target, times=150, seed=7)
     rows = [np.repeat(np.arange(60), counts.astype(int)) for block in draws(60, 150, 7) for counts in block]
-    slow = np.quantile([slow_accuracies(rank, target, some) for some in rows], [0.025, 0.975], axis=0)
-    assert np.array(list(found.values())) == pytest.approx(slow.T)
+    slow = np.array([slow_accuracies(rank, target, some) for some in rows])
+    values = slow_accuracies(rank, target, np.arange(60))
+    expected = [share_interval(drawn, value, 60) for drawn, value in zip(slow.T, values, strict=True)]
+    assert np.array(list(found.values())) == pytest.approx(np.array(expected))
+
+
+def test_three_images_all_right_are_not_certain():
+    for low, high in accuracy_intervals(np.zeros(3, np.int64), np.arange(3), times=100).values():
+        assert low == pytest.approx(0.4385, abs=1e-4) and high == 1
 
 
 def test_by_group_each_group_is_as_if_it_were_alone(encoder):
@@ -225,6 +266,14 @@ def test_by_group_each_group_is_as_if_it_were_alone(encoder):
     alone = zero_shot_metrics(scores[day], target[day])
     assert {key: report[f"by/light/day/{key}"] for key in alone} == pytest.approx(alone)
     assert table.columns == ["light", "Samples", "Right at first", "Right among five", "Mean over classes"]
+    own = judge(np.arange(120), target, scores, 3.0)
+    report, table = by_groups(own, 6, group, "by/light/", times=80, seed=2)
+    losses, squares = (values[day].mean() for values in (own.calibration.before.losses, own.calibration.before.squares))
+    assert (report["by/light/day/nll"], report["by/light/day/brier"]) == pytest.approx((losses, squares))
+    assert report["by/light/day/nll/low"] < losses < report["by/light/day/nll/high"]
+    apart = {name: report[f"by/light/{name}/nll"] for name in ("day", "night")}
+    assert report["by/light/worst_group/nll"] == max(apart, key=apart.get)
+    assert table.columns[5:] == ["NLL", "Brier"]
     few = by_groups(judge(np.arange(120), target % 3, scores[:, :3], None), 3, group, "by/light/", times=0)
     assert few[1].columns == ["light", "Samples", "Right at first", "Mean over classes"]
 
@@ -286,13 +335,6 @@ def test_a_file_of_another_kind_is_refused_before_the_work(encoder, animals, tmp
     assert encoder.calls == []
 
 
-def test_wilson_intervals_by_the_book():
-    """Newcombe 1998, table I, method 3: 81/263, 15/148, 0/20, 1/29."""
-    low, high = wilson(np.array([81, 15, 0, 1]), np.array([263, 148, 20, 29]))
-    assert low.round(4).tolist() == [0.2553, 0.0624, 0.0, 0.0061]
-    assert high.round(4).tolist() == [0.3662, 0.1605, 0.1611, 0.1718]
-
-
 class Scale:
     """`model.logit_scale` as torch has it."""
 
@@ -329,6 +371,17 @@ def test_calibration_at_the_encoders_own_scale_and_fitted(encoder, samples):
     assert report["zeroshot/ece_fitted"] == pytest.approx(expected_calibration_error(unseen.top, right))
     assert unseen.nll > 1.0001 * confidences(scores, target, 100 / report["zeroshot/temperature"]).nll
     assert report["zeroshot/ece_bins"] == 15
+    assert report["zeroshot/ece/chance"] == chance_error(own.top)
+    assert report["zeroshot/ece_fitted/chance"] == chance_error(unseen.top)
+    assert "/".join(section.tables[1].note.split("about ")[1].split(" %")[0].split(" and ")) == "/".join(
+        f"{100 * chance_error(some.top):.1f}" for some in (own, unseen)
+    )
+    assert section.tables[1].rows[1][1].chance == chance_error(unseen.top)
+    drawn, _ = evaluate_zeroshot(encoder, data, CLASSES, ["{}"], times=60)
+    (low, high), _ = mean_intervals(np.stack([own.losses, own.squares], axis=1), times=60)
+    assert (drawn["zeroshot/nll/low"], drawn["zeroshot/nll/high"]) == pytest.approx((low, high))
+    assert drawn["zeroshot/brier_fitted/low"] < drawn["zeroshot/brier_fitted"] < drawn["zeroshot/brier_fitted/high"]
+    assert not any(key.startswith("zeroshot/nll/") for key in report)
     assert section.tables[1].rows[0][0] == "As it is (logit scale 100.0)"
     assert section.figures[0].title == "Is it as sure as it is right?"
     assert f"expected calibration error {100 * report['zeroshot/ece']:.1f} %" in section.figures[0].words
@@ -382,7 +435,7 @@ def test_the_class_table_of_a_collapsed_encoder_says_what_ties(constant_encoder)
     assert class_table(judged, named)["mistaken_for"].to_pylist() == ["dog (1×)", "cat (2×)", ""]
 
 
-@pytest.mark.parametrize("module", [labels_module, zeroshot_page])
+@pytest.mark.parametrize("module", [labels_module, numbers_module])
 def test_the_examples_in_the_docstrings_hold(module):
     result = doctest.testmod(module)
     assert result.failed == 0

@@ -18,6 +18,7 @@ from dualenc.model.names import (
     class_prompts,
     classifier_of,
     fill,
+    in_order_of,
     probabilities,
     read_classes,
     templates,
@@ -315,3 +316,16 @@ def test_probabilities_sum_to_one_and_do_not_overflow():
     assert got.sum(axis=1) == pytest.approx([1.0, 1.0])
     assert got[0, 0] / got[0, 1] == pytest.approx(np.exp(10), rel=1e-4)
     assert np.isfinite(probabilities(scores, 1e6)).all()
+
+
+def test_classes_take_the_order_of_the_datas_own_numbers():
+    own = ["cat", "dog", "owl"]
+    prompts = [["an owl", "owls"], ["a cat"], ["a dog"]]
+    assert in_order_of(Classes(["owl", "cat", "dog"]), own) == Classes(own)
+    assert in_order_of(Classes(["owl", "cat", "dog"], prompts), own) == Classes(own, [["a cat"], ["a dog"], prompts[0]])
+    other = Classes(["Eule", "Katze", "Hund"])
+    assert in_order_of(other, own) is other
+    twice = Classes(["b", "a", "b"], [["first"], ["x"], ["second"]])
+    assert in_order_of(twice, ["a", "b", "b"]).prompts == [["x"], ["first"], ["second"]]
+    with pytest.raises(ValueError, match="2 class names for data whose labels number 3 classes"):
+        in_order_of(Classes(["cat", "dog"]), own)

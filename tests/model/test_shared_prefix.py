@@ -90,3 +90,9 @@ def test_embeddings_that_are_cut_at_some_dimensions(tried):
     assert got.shape == (len(PROMPTS), 8)
     assert np.abs(got - encoder.embed_texts(PROMPTS)).max() < 1e-6
     assert len(tried) == 2
+
+
+def test_prompts_that_all_fill_the_context_take_the_ordinary_way(encoder, tried):
+    texts = [f"{i} " + "word " * 100 for i in range(shared_prefix.TRIED + 1)]
+    assert np.array_equal(embed_prompts(encoder, texts), encoder.embed_texts(texts))
+    assert tried == []

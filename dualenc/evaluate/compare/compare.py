@@ -64,12 +64,16 @@ def matched(a: Sequence[Any], b: Sequence[Any], what: str) -> Ints:
 
 
 def retrieval_outcomes(
-    a: Mapping[str, Ints], b: Mapping[str, Ints], image_row: Ints, ks: Sequence[int]
+    a: Mapping[str, Ints], b: Mapping[str, Ints], image_row: Ints, ks: Sequence[int], cluster: Ints | None = None
 ) -> list[Outcome]:
-    """Recall@k for each k, and the mean rank (from 1), both ways. a, b: ranks from 0, {"text_to_image": (T,), …}."""
+    """Recall@k for each k, and the mean rank (from 1), both ways. a, b: ranks from 0, {"text_to_image": (T,), …}.
+
+    cluster (N,): integers, equal where images are no independent samples; None: each is one.
+    """
     found = []
     for way, title in WAYS.items():
         image = np.asarray(image_row) if way == "text_to_image" else np.arange(len(a[way]))
+        image = image if cluster is None else cluster[image]
         for k in ks:
             found.append(Outcome(f"{way}/recall@{k}", f"{title} R@{k}", _hits(a[way], k), _hits(b[way], k), image))
         place = [rank[way].astype(np.float64) + 1 for rank in (a, b)]
@@ -98,11 +102,15 @@ def compare_outcomes(
     "…/p_holm" over all of them, and how many queries B "…/won" and "…/lost" against A.
 
     times: draws of the bootstrap; patterns: sign patterns drawn. The same for the same seed, whatever else is compared.
+    ValueError: two outcomes of one key.
     """
+    keys = [outcome.key for outcome in outcomes]
+    if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
+        raise ValueError(f"two outcomes are called {twice[0]}, so one would stand for both; name them apart")
     report: Report = {}
     for outcome in outcomes:
         values = np.column_stack([outcome.a, outcome.b, outcome.b - outcome.a])
-        intervals = mean_intervals(values, outcome.cluster, times, seed)
+        intervals = mean_intervals(values, outcome.cluster, times, seed, shares=[outcome.share, outcome.share, False])
         for side, value, interval in zip(("a", "b", "difference"), values.mean(axis=0), intervals, strict=True):
             name = f"{side}/{outcome.key}"
             report |= {name: float(value), f"{name}/low": interval.low, f"{name}/high": interval.high}

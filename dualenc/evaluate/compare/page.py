@@ -25,6 +25,7 @@ from dualenc.evaluate.intervals import TIMES, Interval
 from dualenc.evaluate.metrics import Side, retrieval_ranks, sides
 from dualenc.evaluate.per_query import names
 from dualenc.evaluate.ranks import Ints
+from dualenc.evaluate.retrieval import image_clusters, same_images
 from dualenc.evaluate.sections import (
     Embedded,
     Example,
@@ -56,24 +57,28 @@ def evaluate_compare(
     seed: int = 0,
     times: int = TIMES,
     patterns: int = PATTERNS,
+    same: str | None = None,
 ) -> Comparison:
     """Retrieval of two encoders on the same images and captions, in any order; `compare_outcomes` says the keys.
 
     a, b: what each encoder made of the data. encoders: their names, for the page. more: outcomes beside retrieval, such
     as `class_outcomes`, which are corrected for together. examples: queries shown a way that
-    B won, and as many it lost.
+    B won, and as many it lost. same: a column of A's metadata; images with one value there are right for each other's
+    captions, are drawn together and share a sign.
     ValueError: other images or captions in one than in the other, k above the gallery, an image without a caption.
     """
     other = aligned(a, b)
-    ranks_a = retrieval_ranks(a.images, a.texts, a.image_row, ks)
-    ranks_b = retrieval_ranks(other.images, other.texts, a.image_row, ks)
-    outcomes = [*retrieval_outcomes(ranks_a, ranks_b, a.image_row, ks), *more]
+    alike = same_images(a, same)
+    ranks_a = retrieval_ranks(a.images, a.texts, a.image_row, ks, same=alike)
+    ranks_b = retrieval_ranks(other.images, other.texts, a.image_row, ks, same=alike)
+    cluster = image_clusters(alike, len(a.images))
+    outcomes = [*retrieval_outcomes(ranks_a, ranks_b, a.image_row, ks, cluster), *more]
     report = compare_outcomes(outcomes, times, patterns, seed)
     report |= {f"{way}/queries": len(rank) for way, rank in ranks_a.items()}
-    shown = [_examples(a, other, way, ranks_a[way], ranks_b[way], examples, seed) for way in WAYS]
+    shown = [_examples(a, other, alike, way, ranks_a[way], ranks_b[way], examples, seed) for way in WAYS]
     section = Section(
         title="Comparison",
-        about=_about(report, outcomes, encoders),
+        about=_about(report, outcomes, encoders) + _shared(same),
         headlines=[_headline(report, outcome) for outcome in outcomes if outcome.key.endswith(("recall@1", "/acc1"))],
         tables=[_differences(report, outcomes), _changed(ranks_a, ranks_b)],
         figures=[
@@ -95,13 +100,23 @@ def _about(report: Report, outcomes: Sequence[Outcome], encoders: tuple[str, str
     )
 
 
+def _shared(same: str | None) -> str:
+    return (
+        f" Images with the same {same} are right for each other's captions, and no two independent ones."
+        if same
+        else ""
+    )
+
+
 def _share(report: Report, name: str) -> Share:
     return Share(report[name], None, Interval(report[f"{name}/low"], report[f"{name}/high"]))
 
 
 def _headline(report: Report, outcome: Outcome) -> Headline:
     name = f"difference/{outcome.key}"
-    meaning = f"A has {100 * report[f'a/{outcome.key}']:.1f} %: {points(report, name)}, {_p(report[f'{name}/p_holm'])}"
+    meaning = (
+        f"A has {100 * report[f'a/{outcome.key}']:.1f} %: {points(report, name)}, {_p(report[f'{name}/p_holm'])} (Holm)"
+    )
     return Headline(f"{outcome.title}: B", _share(report, f"b/{outcome.key}"), meaning)
 
 
@@ -141,12 +156,14 @@ def _changed(ranks_a: Mapping[str, Ints], ranks_b: Mapping[str, Ints]) -> Table:
     )
 
 
-def _examples(a: Embedded, b: Aligned, way: str, rank_a: Ints, rank_b: Ints, count: int, seed: int) -> Examples:
+def _examples(
+    a: Embedded, b: Aligned, alike: Ints | None, way: str, rank_a: Ints, rank_b: Ints, count: int, seed: int
+) -> Examples:
     """Queries that one encoder answers right at first and the other does not, with what each of them ranked first."""
     changed = np.flatnonzero((rank_a == 0) != (rank_b == 0))
     won = rank_b[changed] == 0
     picked = changed[pick(won, count, seed)]
-    first = [_first(sides(some.images, some.texts, a.image_row, ())[way], picked) for some in (a, b)]
+    first = [_first(sides(some.images, some.texts, a.image_row, (), same=alike)[way], picked) for some in (a, b)]
     keys, captions = names(a, "text")
 
     def item(image: bool, row: int, right: bool | None = None, note: str = "") -> Item:

@@ -45,8 +45,13 @@ class Pair(NamedTuple):
 
 
 def read_sugarcrepe(path: str | Path) -> dict[str, list[Pair]]:
-    """Pairs by kind. path: one file, whose name is its kind, or the folder (or its `data`) with the kinds' files, of which
-    those that are there are read. FileNotFoundError says where they are had; ValueError names the file and the entry."""
+    """Pairs by kind, of `sugarcrepe_files`. ValueError names the file and the entry that is wrong."""
+    return {file.stem: _read(file) for file in sugarcrepe_files(path)}
+
+
+def sugarcrepe_files(path: str | Path) -> list[Path]:
+    """path: one file, whose name is its kind, or the folder (or its `data`) with the kinds' files, of which those that are
+    there are read. FileNotFoundError says where they are had."""
     place = Path(path)
     files = [place] if place.is_file() else []
     for folder in (place, place / "data"):
@@ -56,7 +61,7 @@ def read_sugarcrepe(path: str | Path) -> dict[str, list[Pair]]:
             f"{place}: neither a file nor a folder with {', '.join(f'{kind}.json' for kind in KINDS)}, so there are no "
             f"captions to compare; get them from {FILES}"
         )
-    return {file.stem: _read(file) for file in files}
+    return files
 
 
 def _read(file: Path) -> list[Pair]:

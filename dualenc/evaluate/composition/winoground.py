@@ -45,7 +45,7 @@ MEANINGS = {
 CHANCE = {"text_score": 1 / 4, "image_score": 1 / 4, "group_score": 1 / 6}
 TAGS = ("collapsed_tag", "num_main_preds", "secondary_tag")  # the tables of the paper
 SOURCE = (
-    "accept the terms of facebook/winoground on Hugging Face, then `huggingface-cli download --repo-type dataset "
+    "accept the terms of facebook/winoground on Hugging Face, then `hf download --repo-type dataset "
     "facebook/winoground --local-dir winoground` and `unzip winoground/data/images.zip -d winoground/data`"
 )
 
@@ -59,17 +59,28 @@ class Quad(NamedTuple):
 
 
 def read_winoground(path: str | Path) -> list[Quad]:
-    """The examples. path: examples.jsonl, or the folder (or its `data`) that holds it; a line is {"image_0", "image_1",
-    "caption_0", "caption_1", …tags}. FileNotFoundError says where it is had; ValueError names the line."""
-    place = Path(path)
-    file = next((p for p in (place, place / "examples.jsonl", place / "data" / "examples.jsonl") if p.is_file()), None)
-    if file is None:
-        raise FileNotFoundError(f"{place}: no examples.jsonl there, so there is nothing to compare; {SOURCE}")
-    lines = file.read_bytes().decode("utf-8-sig", "replace").split("\n")
+    """The examples of `examples_file`: a line is {"image_0", "image_1", "caption_0", "caption_1", …tags}. ValueError names
+    the line that is wrong."""
+    file = examples_file(path)
+    try:
+        lines = file.read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file} is not UTF-8 ({error.reason} at byte {error.start}); get it again: {SOURCE}"
+        ) from None
     quads = [_quad(line, f"{file}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not quads:
         raise ValueError(f"{file} holds no examples, so nothing can be compared; {SOURCE}")
     return quads
+
+
+def examples_file(path: str | Path) -> Path:
+    """path: examples.jsonl, or the folder (or its `data`) that holds it. FileNotFoundError says where it is had."""
+    place = Path(path)
+    for file in (place, place / "examples.jsonl", place / "data" / "examples.jsonl"):
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"{place}: no examples.jsonl there, so there is nothing to compare; {SOURCE}")
 
 
 def _quad(line: str, place: str) -> Quad:
@@ -138,7 +149,7 @@ def evaluate_winoground(
     values = {name: found.astype(np.float64) for name, found in right.items()}
     report: Report = {f"{PREFIX}/count": len(quads)}
     drawn = bootstrap and len(quads) > 1
-    between = mean_intervals(np.stack([*values.values()], axis=1), None, bootstrap, seed) if drawn else []
+    between = mean_intervals(np.stack([*values.values()], axis=1), None, bootstrap, seed, shares=True) if drawn else []
     for i, (name, found) in enumerate(values.items()):
         report |= {f"{PREFIX}/{name}": float(found.mean()), f"{PREFIX}/{name}/chance": CHANCE[name]}
         if between:

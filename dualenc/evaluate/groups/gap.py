@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from dualenc.evaluate.groups.split import Split
-from dualenc.evaluate.intervals import LEVEL, Interval
+from dualenc.evaluate.intervals import LEVEL, Interval, share_interval
 from dualenc.evaluate.ranks import Floats, Ints
 from dualenc.evaluate.sections import Share, Table
 
@@ -59,16 +59,19 @@ def compare(
         found.append(_Group(name, len(units), source.value(units), drawn))
     shown = [measures.get(metric) or Measure(metric) for metric in metrics]
     compared = [g for g, group in enumerate(found) if group.size > 1]
-    chance = _chance(split, compared, source, min(times, SHUFFLES), seed)
+    gaps = _random_gaps(split, found, compared, source, min(times, SHUFFLES), seed)
     report: Report = {}
     for group in found:
         report[f"{prefix}{group.name}/count"] = group.size
         for m, metric in enumerate(metrics):
             drawn = None if group.drawn is None else group.drawn[:, m]
             report |= _entries(f"{prefix}{group.name}/{metric}", group.value[m], drawn)
+            if shown[m].share and drawn is not None and not np.isnan(group.value[m]):
+                low, high = share_interval(drawn, float(group.value[m]), group.size)
+                report |= {f"{prefix}{group.name}/{metric}/low": low, f"{prefix}{group.name}/{metric}/high": high}
     for m, metric in enumerate(metrics):
         report |= _gap([found[g] for g in compared], m, prefix, metric, shown[m].lower)
-        report |= {} if chance is None else {f"{prefix}gap/{metric}/chance": _number(chance[m])}
+        report |= _chance(f"{prefix}gap/{metric}", report[f"{prefix}gap/{metric}"], gaps[:, m])
     report[f"{prefix}left_out"] = split.left_out
     return report, _table(report, prefix, [group.name for group in found], metrics, shown)
 
@@ -78,13 +81,14 @@ def _gap(groups: list[_Group], m: int, prefix: str, metric: str, lower: bool) ->
     if len(groups) < 2:
         return {f"{prefix}{what}/{metric}": None for what in ("worst", "worst_group", "gap")}
     value = np.array([group.value[m] for group in groups])
-    worst = int(np.argmax(value) if lower else np.argmin(value))
+    order = np.argsort(-value if lower else value, kind="stable")
+    worst, best = int(order[0]), int(order[-1])  # of equal groups two different ones
     report: Report = {
         f"{prefix}worst/{metric}": float(value[worst]),
         f"{prefix}worst_group/{metric}": groups[worst].name,
     }
-    every = [group.drawn[:, m] for group in groups if group.drawn is not None]
-    drawn = _spread(np.stack(every)) if every else None
+    ends = [groups[g].drawn for g in (best, worst)]
+    drawn = None if ends[0] is None or ends[1] is None else (ends[0] - ends[1])[:, m] * (-1 if lower else 1)
     return report | _entries(f"{prefix}gap/{metric}", float(np.ptp(value)), drawn)
 
 
@@ -95,22 +99,34 @@ def _spread(values: Floats) -> Floats:
     return np.where(kept.sum(axis=0) > 1, spread, np.nan)
 
 
-def _chance(split: Split, compared: list[int], source: Source, times: int, seed: int) -> Floats | None:
-    """(M,) the mean gap when the compared groups' units are dealt out anew at random, sizes kept."""
-    if not times or len(compared) < 2:
-        return None
+def _random_gaps(
+    split: Split, found: list[_Group], compared: list[int], source: Source, times: int, seed: int
+) -> Floats:
+    """(times, M) the gaps when the compared groups' units are dealt out anew at random, sizes kept; none without two.
+
+    Groups that a metric's own gap leaves out, having no value, are left out here.
+    """
+    if len(compared) < 2:
+        return np.empty((0, len(found[0].value)))
     members = [split.members[g] for g in compared]
+    missing = np.isnan([found[g].value for g in compared])
     ends = np.cumsum([len(units) for units in members])[:-1]
     rng = np.random.default_rng(seed)
 
-    def shuffled() -> Iterator[Floats]:
-        for _ in range(times):
-            dealt = np.split(rng.permutation(np.concatenate(members)), ends)
-            yield _spread(np.stack([source.value(units) for units in dealt]))
+    def shuffled() -> Floats:
+        dealt = np.split(rng.permutation(np.concatenate(members)), ends)
+        return _spread(np.where(missing, np.nan, [source.value(units) for units in dealt]))
 
-    gaps = np.stack(list(shuffled()))  # (times, M)
-    known = ~np.isnan(gaps)
-    return np.where(known, gaps, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)
+    return np.array([shuffled() for _ in range(times)]).reshape(times, missing.shape[1])
+
+
+def _chance(key: str, gap: float | int | str | None, random: Floats) -> Report:
+    """What random groups give on average, and how often their gap is as large (never 0, as the true groups are one way)."""
+    random = random[~np.isnan(random)]
+    if not isinstance(gap, float) or not len(random):
+        return {}
+    far = int((random >= gap - 1e-9 * abs(gap)).sum())
+    return {f"{key}/chance": float(random.mean()), f"{key}/p": (1 + far) / (1 + len(random))}
 
 
 def _entries(key: str, value: float, drawn: Floats | None) -> Report:
@@ -121,6 +137,10 @@ def _entries(key: str, value: float, drawn: Floats | None) -> Report:
         low, high = np.quantile(kept, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         report |= {f"{key}/low": float(low), f"{key}/high": float(high)}
     return report
+
+
+def _short(value: float) -> str:
+    return f"{value:,.{1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3}f}"
 
 
 def _number(value: float) -> float | None:
@@ -135,8 +155,8 @@ def _table(report: Report, prefix: str, names: list[str], metrics: list[str], sh
         between = Interval(low, high) if isinstance(low, float) and isinstance(high, float) else None
         if measure.share:
             return Share(value, chance if isinstance(chance, float) else None, between)
-        text = f"{value:,.1f}" + (f" [{between.low:,.1f}, {between.high:,.1f}]" if between else "")
-        return text + (f"; of random groups {chance:,.1f}" if isinstance(chance, float) else "")
+        text = _short(value) + (f" [{_short(between.low)}, {_short(between.high)}]" if between else "")
+        return text + (f"; of random groups {_short(chance)}" if isinstance(chance, float) else "")
 
     def line(what: str) -> list[str | Share]:
         return [cell(f"{prefix}{what}/{metric}", measure) for metric, measure in zip(metrics, shown, strict=True)]
@@ -149,15 +169,22 @@ def _table(report: Report, prefix: str, names: list[str], metrics: list[str], sh
         rows.append(["Worst group", "", *("–" if name is None else str(name) for name in worst)])
         rows.append(["Gap, best less worst", "", *line("gap")])
     column = prefix.rstrip("/").rpartition("by/")[2] or "group"
-    return Table([column, "Samples", *(measure.title for measure in shown)], rows, _note(report, prefix, len(names)))
+    note = _note(report, prefix, len(names), metrics, shown)
+    return Table([column, "Samples", *(measure.title for measure in shown)], rows, note)
 
 
-def _note(report: Report, prefix: str, groups: int) -> str:
+def _note(report: Report, prefix: str, groups: int, metrics: list[str], shown: list[Measure]) -> str:
     said = ["The largest group stands first."]
     if groups > TABLE_ROWS:
         said.append(f"The {TABLE_ROWS} largest of {groups:,} groups; all are in report.json.")
     if any(key.endswith("/high") for key in report):
-        said.append("The gap looks larger than it is where groups are small: its tick is the gap of random groups.")
+        said.append(
+            "The gap's interval is that of these two groups' difference, as if they had been named beforehand; small groups lie "
+            "apart by chance alone, and the tick is the gap of random groups."
+        )
+    p = [(measure.title, report.get(f"{prefix}gap/{metric}/p")) for metric, measure in zip(metrics, shown, strict=True)]
+    if told := [f"{title} {value:.3f}" for title, value in p if isinstance(value, float)]:
+        said.append(f"p, how often random groups have a gap as large: {', '.join(told)}.")
     if report[f"{prefix}left_out"]:
         said.append(f"{report[f'{prefix}left_out']:,} samples without a value are left out.")
     return " ".join(said)

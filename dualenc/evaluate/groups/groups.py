@@ -14,6 +14,7 @@ import numpy.typing as npt
 from dualenc.evaluate.groups.gap import Measure, Report, Source, compare
 from dualenc.evaluate.groups.split import MOST_GROUPS, Split, groups_of
 from dualenc.evaluate.intervals import TIMES, draws
+from dualenc.evaluate.rank_intervals import drawn_medians
 from dualenc.evaluate.ranks import Floats, Ints
 from dualenc.evaluate.sections import Table
 
@@ -28,20 +29,23 @@ def by_group(
     seed: int = 0,
     prefix: str = "by/",
     measures: Mapping[str, Measure] | None = None,
+    medians: Mapping[str, npt.ArrayLike] | None = None,
 ) -> tuple[Report, Table]:
-    """Report and table by group of metrics that are means over queries.
+    """Report and table by group of metrics that are means over queries, or medians.
 
     values: metric -> (Q,) one number a query; group: Q names, None where a query has none (left out and counted);
     cluster (Q,): integers, equal where queries are drawn together (the image's row). times: bootstrap draws, 0 for no
     intervals. prefix: "by/COLUMN/". measures: how metrics are shown; without one, as a share where higher is better.
+    medians: metric -> (Q,) numbers of which the median is taken.
 
     Under `prefix`: "GROUP/METRIC" (+ "/low", "/high": 95 %), "GROUP/count" (clusters), "worst_group/METRIC" (its
-    name), "worst/METRIC" (its value), "gap/METRIC" (best less worst, ≥ 0; + "/low", "/high", "/chance") and "left_out"
+    name), "worst/METRIC" (its value), "gap/METRIC" (best less worst, ≥ 0; + "/low", "/high", "/chance", "/p") and "left_out"
     (clusters without a group). Groups of one cluster have no interval and are neither best nor worst.
 
-    The gap is biased upwards: the best and the worst of several noisy means lie farther apart than the true ones, and
-    in the draws, where they are found anew, farther still, so its interval sits high and never reaches below 0: that
-    it excludes 0 says nothing. Compare it with "gap/METRIC/chance": the mean gap of random groups of the same sizes.
+    The gap is biased upwards: the best and the worst of several noisy means lie farther apart than the true ones. Its
+    interval is that of these two groups' difference, as if they had been named beforehand, and so it leaves the choice
+    out. Compare the gap with "gap/METRIC/chance": the mean gap of random groups of the same sizes;
+    "gap/METRIC/p" is the share of such groups, and the true ones, whose gap is at least as large.
 
     ValueError: no group at all, more than MOST_GROUPS, lengths that differ, a value that is not finite.
 
@@ -49,6 +53,8 @@ def by_group(
     >>> [report[key] for key in ("by/a/recall@1", "by/b/recall@1", "by/worst_group/recall@1", "by/gap/recall@1")]
     [0.6666666666666666, 0.5, 'b', 0.16666666666666663]
     """
+    means = len(values)
+    values = {**values, **(medians or {})}
     columns = np.stack([np.asarray(column, np.float64) for column in values.values()], axis=1)  # (Q, M)
     if columns.shape[0] != len(group) or not np.isfinite(columns).all():
         raise ValueError(
@@ -56,15 +62,31 @@ def by_group(
             "infinite; give one finite value and one group a query"
         )
     split = Split.of(group, cluster)
-    sums = np.stack([np.bincount(split.unit, c, minlength=split.units) for c in columns[split.row].T], axis=1)
+    sums = np.stack([np.bincount(split.unit, c, minlength=split.units) for c in columns[split.row, :means].T], axis=1)
     size = np.bincount(split.unit, minlength=split.units).astype(np.float64)
+    order = np.argsort(split.unit, kind="stable")
+    places = columns[split.row[order], means:]  # (R, medians) by unit
+    first, count = np.cumsum(size).astype(np.int64) - size.astype(np.int64), size.astype(np.int64)
+
+    def places_of(units: Ints) -> Floats:
+        start = np.repeat(first[units] - np.cumsum(count[units]) + count[units], count[units])
+        return places[start + np.arange(len(start))]
 
     def value(units: Ints) -> Floats:
-        return sums[units].sum(axis=0) / size[units].sum()
+        middle = np.median(places_of(units), axis=0) if medians else ()
+        return np.concatenate([sums[units].sum(axis=0) / size[units].sum(), middle])
 
     def drawn(units: Ints, own_seed: int) -> Floats:
         s, n = sums[units], size[units]
-        return np.concatenate([(counts @ s) / (counts @ n)[:, None] for counts in draws(len(n), times, own_seed)])
+        number = np.repeat(np.arange(len(units)), count[units])
+        middles = [drawn_medians(column, number, n) for column in places_of(units).T]
+
+        def metrics(counts: Floats) -> Floats:
+            return np.concatenate(
+                [(counts @ s) / (counts @ n)[:, None], *(middle(counts) for middle in middles)], axis=1
+            )
+
+        return np.concatenate([metrics(counts) for counts in draws(len(n), times, own_seed)])
 
     return compare(split, Source(value, drawn), list(values), times, seed, prefix, measures or {})
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dualenc.evaluate.intervals import clusters
-from dualenc.evaluate.ranks import Floats, Ints
+from dualenc.evaluate.ranks import Ints
 from dualenc.evaluate.sections import listed
 
 MOST_GROUPS = 1000  # more: not a group but nearly a name, such as a file's; each would hold a few samples
@@ -31,15 +31,21 @@ def groups_of(table: pa.Table, column: str, cut: bool = True) -> list[str | None
     """
     if column not in table.column_names:
         raise ValueError(f"the data has no column {column!r} to group by; it has {', '.join(table.column_names)}")
-    values = table[column].to_pylist()
-    if cut and pa.types.is_floating(table[column].type):
-        real = np.array([np.nan if value is None else value for value in values])
-        if len(np.unique(real[np.isfinite(real)])) > MOST_REALS:
+    if pa.types.is_floating(table[column].type):
+        real = table[column].to_numpy()  # of its own precision, null as NaN
+        if cut and len(np.unique(real[np.isfinite(real)])) > MOST_REALS:
             return _parts(real)
-    return [_name(value, column) for value in values]
+        return [_real_name(value) for value in real]
+    return [_name(value, column) for value in table[column].to_pylist()]
 
 
-def _parts(real: Floats) -> list[str | None]:
+def check_groups(table: pa.Table, columns: Sequence[str]) -> None:
+    """ValueError where samples cannot be grouped by one of these columns."""
+    for column in columns:
+        Split.of(groups_of(table, column), None)
+
+
+def _parts(real: npt.NDArray[np.floating]) -> list[str | None]:
     """Each number's part, such as "0.25 to 0.5": quantiles are the ends, the upper one belongs to the next part."""
     ends = np.unique(np.quantile(real[np.isfinite(real)], np.linspace(0, 1, PARTS + 1)))
     place = np.clip(np.searchsorted(ends, real, side="right") - 1, 0, len(ends) - 2)
@@ -47,13 +53,18 @@ def _parts(real: Floats) -> list[str | None]:
     return [names[p] if np.isfinite(value) else None for p, value in zip(place, real, strict=True)]
 
 
+def _real_name(value: np.floating[Any]) -> str | None:
+    """A name for each value and no other: the shortest digits that give it, whole numbers as such."""
+    if np.isnan(value):
+        return None
+    return f"{int(value)}" if value.is_integer() else str(value)
+
+
 def _name(value: Any, column: str) -> str | None:
-    if value is None or value == "" or value != value:
+    if value is None or value == "":
         return None
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
     if isinstance(value, str | int):
         return str(value)
     raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -79,6 +80,21 @@ def sets(
     shown = _shown(order, next(iter(known.values()), None))
     unlabelled = {name: len(each.images) - len(made[name].row) for name, each in given.items()}
     return Sets(made["train"], made.get("val"), made["test"], shown, order), unlabelled
+
+
+def seen_share(found: Sets) -> float:
+    """Share of the test rows that are, byte for byte, training or validation rows. ValueError: all of them are."""
+    learnt = {mark for each in (found.train, found.val) if each is not None for mark in _marks(each.rows)}
+    share = float(np.mean([mark in learnt for mark in _marks(found.test.rows)]))
+    if share == 1:
+        raise ValueError(
+            "every test image is in train or val, so the probe would be asked what it learnt; give other data"
+        )
+    return share
+
+
+def _marks(rows: npt.NDArray[np.float32]) -> list[bytes]:
+    return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows]
 
 
 def held_out(target: Ints, seed: int = 0, share: float = HELD_OUT) -> tuple[Ints, Ints]:

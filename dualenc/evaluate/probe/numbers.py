@@ -57,7 +57,9 @@ def numbers(columns: Mapping[str, npt.ArrayLike], target: Ints, classes: int, ti
     exact = statistics(np.ones((1, len(target))))[0]
     between: list[Interval | None] = [None] * len(exact)
     if times and len(target) > 1:
-        between = list(percentile_intervals(statistics, len(target), times, seed))
+        between = list(
+            percentile_intervals(statistics, len(target), times, seed, ["gain/" not in name for name in values] * 2)
+        )
     report: Report = {}
     keys = [f"{name}{metric}" for metric in ("acc1", "mean_per_class_recall") for name in values]
     for key, value, interval in zip(keys, exact, between, strict=True):

@@ -42,6 +42,8 @@ def page(
 ) -> Section:
     """The section; `tables`: those by group."""
     held = " (a fifth of each class of train, held out)" if report["probe/held_out"] else ""
+    share = report["probe/test_in_train"]
+    seen = f" {percent(share)} of the test images are in train or val too, which flatters the probe." if share else ""
     figures = [_curve(report, shots)] if shots else []
     shown = _examples(test, found, full, seed)
     return Section(
@@ -50,7 +52,7 @@ def page(
             f"{report['probe/images']:,} test images into {report['probe/classes']:,} classes by a logistic regression on "
             f"frozen embeddings, learnt from {report['probe/train']:,} images; strength chosen on "
             f"{report['probe/val']:,} validation images{held}, which the probe of all images learns from too: "
-            f"{listed(found.classes, 12)}."
+            f"{listed(found.classes, 12)}.{seen}"
         ),
         headlines=[Headline("Linear probe", _share(report, "probe/acc1"), "of images get the right class")],
         tables=[_overall(report, shots, seeds), *tables],

@@ -12,7 +12,7 @@ from dualenc.evaluate.groups.groups import groups_of
 from dualenc.evaluate.intervals import TIMES
 from dualenc.evaluate.metrics import class_ranks, per_class_recall
 from dualenc.evaluate.probe.choice import choose, spread
-from dualenc.evaluate.probe.data import Set, Sets, at_most, draw_shots, held_out, sets
+from dualenc.evaluate.probe.data import Set, Sets, at_most, draw_shots, held_out, seen_share, sets
 from dualenc.evaluate.probe.fit import fit, principal
 from dualenc.evaluate.probe.numbers import ZERO, Fitted, Report, by_groups, counted, few, how, numbers
 from dualenc.evaluate.probe.page import page
@@ -20,7 +20,7 @@ from dualenc.evaluate.probe.progress import Progress
 from dualenc.evaluate.sections import Embedded, Section, TextEncoder, check_dim
 from dualenc.evaluate.zeroshot.classifier import classifier
 from dualenc.evaluate.zeroshot.zeroshot import class_scores
-from dualenc.model.names import Classes
+from dualenc.model.names import Classes, in_order_of
 
 SHOTS = (1, 2, 4, 8, 16)  # as in CLIP's paper
 VALIDATED_ON = (
@@ -46,15 +46,16 @@ def evaluate_probe(
 ) -> tuple[Report, Section]:
     """Flat report and page section of the probe on all of `train`, and on `shots` images a class, `seeds` times each.
 
-    The embeddings stay as they are: what is fitted is a logistic regression (`probe_fit`). Its strength is chosen on
-    `val`, or on a fifth of each class of `train` (`probe_choice`); the probe that is measured learns from both. A few-shot
+    The embeddings stay as they are: what is fitted is a logistic regression (`probe.fit`). Its strength is chosen on
+    `val`, or on a fifth of each class of `train` (`probe.choice`); the probe that is measured learns from both. A few-shot
     probe learns from its shots alone and looks at no more than VALIDATED_ON validation images a class.
 
-    names: class names of "train", "val" and "test", where a set has its own (`probe_data.sets`). classes, templates: for
-    the zero-shot classifier among the classes that train holds; without classes there is none. label: the metadata column
-    with the classes. by: metadata columns of `test`. times: bootstrap draws, 0 for no intervals.
-    Keys: "probe/acc1", "probe/shots/4/acc1", "probe/zeroshot/acc1", "…/mean_per_class_recall" (`probe_numbers`).
-    ValueError: data of another width, labels that do not fit, too few images for the shots.
+    names: class names of "train", "val" and "test", where a set has its own (`probe.data.sets`). classes, templates: for
+    the zero-shot classifier among the classes that train holds, `in_order_of` those names; without classes there is none.
+    label: the metadata column with the classes. by: metadata columns of `test`. times: bootstrap draws, 0 for no intervals.
+    Keys: "probe/acc1", "probe/shots/4/acc1", "probe/zeroshot/acc1", "…/mean_per_class_recall" (`probe.numbers`).
+    "probe/test_in_train": share of test images whose embedding is also one of train or val.
+    ValueError: data of another width, labels that do not fit, too few images for the shots, test images all in train.
     """
     given = {"train": train, "val": val, "test": test}
     for each in given.values():
@@ -63,17 +64,19 @@ def evaluate_probe(
     _check_shots(shots, seeds)
     groups = {column: groups_of(test.metadata, column) for column in by}  # a wrong name is told before the work
     found, unlabelled = sets(given, names or {}, label)
+    seen = {"probe/test_in_train": seen_share(found)}
     data, pool = _validated(found, seed)
     for count in shots:  # too few images, too
         draw_shots(data.train.target, count, data.classes, held=found.val is None)
-    zero = None if classes is None else _zero_shot(encoder, found, classes, templates)
+    own = next((each for each in (names or {}).values() if each), None)
+    zero = None if classes is None else _zero_shot(encoder, found, classes, templates, own)
     target, number = found.test.target, len(found.classes)
     with Progress(1 + len(shots) * seeds) as progress:
         full = _probe(data.train, pool, found.test, number, device, progress, together=True)
         drawn = {count: [_few(data, pool, count, seed + i, device, progress) for i in range(seeds)] for count in shots}
     ways = {"probe/": full.right} | ({} if zero is None else {ZERO: zero})
     ways |= {f"probe/shots/{count}/": np.mean([each.right for each in some], axis=0) for count, some in drawn.items()}
-    report = numbers(ways, target, number, times, seed) | counted(found, data, pool, unlabelled) | how(full)
+    report = numbers(ways, target, number, times, seed) | counted(found, data, pool, unlabelled) | how(full) | seen
     for count, some in drawn.items():
         report |= few(some, target, number, f"probe/shots/{count}/", seed)
     recall, size = per_class_recall(~full.right, target, number)
@@ -117,9 +120,15 @@ def _few(data: Sets, pool: Set, count: int, seed: int, device: str | torch.devic
 
 
 def _zero_shot(
-    encoder: TextEncoder, found: Sets, classes: Classes, templates: Sequence[str] | None
+    encoder: TextEncoder,
+    found: Sets,
+    classes: Classes,
+    templates: Sequence[str] | None,
+    own: Sequence[str] | None,
 ) -> npt.NDArray[np.bool_]:
     """Which test images the zero-shot classifier gets right among the classes that train holds."""
+    if own is not None and not isinstance(found.label[0], str):
+        classes = in_order_of(classes, own)
     place = {name: i for i, name in enumerate(classes.names)}
     where = [place.get(label, -1) if isinstance(label, str) else int(label) for label in found.label]
     unknown = [name for name, at in zip(found.classes, where, strict=True) if not 0 <= at < len(classes.names)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ class FilterReport:
     not_scored: int = 0  # … that the table does not name, and so went: they did not decode, or have no caption
     elsewhere: int = 0  # pairs of the table whose samples are not in these shards
     shards: list[str] = dataclasses.field(default_factory=list)
+    class_files_left_out: list[str] = dataclasses.field(default_factory=list)  # folders whose class names differ, maybe
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, as in `filter.json`."""
@@ -59,6 +61,8 @@ class FilterReport:
         )
         if self.elsewhere:
             lines.append(f"passed over {self.elsewhere:,} scores of samples that are not in this data")
+        if self.class_files_left_out:
+            lines.append(f"class names of several folders are left out: {', '.join(self.class_files_left_out)}")
         for side in ("before", "after"):
             values = [(name.rpartition("/")[2], v) for name, v in self.distribution.items() if name.startswith(side)]
             lines.append(f"score {side:<7}" + "".join(f"{n:>6} {'–' if v is None else f'{v:.3f}'}" for n, v in values))
@@ -100,7 +104,8 @@ def filter_pairs(
     """Write the pairs for which `keep` is true as shards into the folder `out`, or their keys into the file `keys`.
 
     A sample keeps the captions that pass, and goes when none is left, or when `scores` does not name it. Images and
-    KEY.json are copied as they are. Beside the shards stand filter.json, this report, and the source's class names. `keys` is
+    KEY.json are copied as they are. Beside the shards stand filter.json, this report, and the class names where all of the
+    source has the same file of them. `keys` is
     text, a key a line, or, with the suffix .parquet, (key, caption_number). Both appear whole or not at all.
     ValueError: a condition that cannot be used, or that nothing meets; scores of other data; both or neither of out and keys.
     """
@@ -186,11 +191,13 @@ def _write_shards(
                 if captions is not None:
                     writer.write(_copied(sample, captions))
         report.shards = sorted(path.name for path in folder.glob("*.tar"))
-        for name in source.names:
-            home = class_folder(name)
-            for beside in (CLASS_NAMES, TEMPLATES) if home is not None and len(source.names) == 1 else ():
-                if (home / beside).is_file():  # type: ignore[operator]
-                    shutil.copyfile(home / beside, folder / beside)  # type: ignore[operator]
+        homes = {class_folder(name) for name in source.names}
+        named = sorted(home for home in homes if home is not None)
+        if len(homes) > 1:
+            report.class_files_left_out = [str(home) for home in named]
+        for home, beside in itertools.product(named if len(homes) == 1 else [], (CLASS_NAMES, TEMPLATES)):
+            if (home / beside).is_file():
+                shutil.copyfile(home / beside, folder / beside)
         write_json(folder / "filter.json", report.to_json())
 
 

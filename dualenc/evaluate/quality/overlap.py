@@ -112,8 +112,9 @@ def evaluate_overlap(
     """Flat report: counts, and recall of the test split "all/…", "without/…" its overlapping images, and by who asks.
 
     "without" leaves these images and their captions out altogether: recall is over a smaller gallery then, which is easier
-    by itself. "overlapping" and "others" ask the whole gallery, so their difference is the images' own. Each recall has
-    /low and /high, the 95 % interval over images; None where nothing asks, or k is above the gallery.
+    by itself. "overlapping" and "others" ask the whole gallery, so their difference is the images' own. Recall is over the
+    images that have captions, "captioned" many. Each has /low and /high, the 95 % interval over images; it is None where
+    nothing asks, or k is above the gallery.
     """
     away = found.rows
     report: dict[str, Any] = {
@@ -125,25 +126,34 @@ def evaluate_overlap(
     }
     if not len(test.texts):
         return report
-    left = np.flatnonzero(~away)
+    captioned, owner = np.unique(test.image_row, return_inverse=True)
+    away, images = away[captioned], test.images[captioned]
+    report["captioned"] = len(captioned)
+    left, texts = np.flatnonzero(~away), ~away[owner]
     place = np.cumsum(~away) - 1
-    texts = ~away[test.image_row]
-    rest = (test.images[left], test.texts[texts], place[test.image_row[texts]])
-    for way, rank, image in _ranks(test.images, test.texts, test.image_row, ks):
+    rest = (images[left], test.texts[texts], place[owner[texts]])
+    fits = fitting(ks, len(captioned))
+    for way, rank, image in _ranks(images, test.texts, owner, fits):
         asked = away[image]
         for name, chosen in (("all", asked | True), ("overlapping", asked), ("others", ~asked)):
-            report |= _recalls(f"{name}/{way}", rank[chosen], image[chosen], ks, seed)
-    fits = [k for k in ks if k <= min(len(left), int(texts.sum()))]
-    for way, rank, image in _ranks(*rest, fits) if fits else ():
+            report |= _recalls(f"{name}/{way}", rank[chosen], image[chosen], fits, seed)
+    fits = fitting(ks, len(left))
+    for way, rank, image in _ranks(*rest, fits):
         report |= _recalls(f"without/{way}", rank, image, fits, seed)
-    missing = {f"without/{way}/recall@{k}": None for way in TITLES for k in ks}
+    missing = {f"{name}/{way}/recall@{k}": None for name in SETS for way in TITLES for k in ks}
     return missing | report
 
 
-def _ranks(images: Any, texts: Any, image_row: Any, ks: Sequence[int]) -> Iterator[tuple[str, Ints, Ints]]:
-    """(way, ranks of its queries, the image of each)."""
-    row = np.asarray(image_row)
-    for way, (query, gallery, relevant) in sides(images, texts, row, ks).items():
+def fitting(ks: Sequence[int], images: int) -> tuple[int, ...]:
+    """The k's up to so many images, each with one caption or more. ValueError: a k below 1."""
+    if min(ks, default=1) < 1:
+        raise ValueError(f"k is {min(ks)}; it counts gallery rows, so it must be at least 1")
+    return tuple(k for k in ks if k <= images)
+
+
+def _ranks(images: Any, texts: Any, row: Ints, ks: Sequence[int]) -> Iterator[tuple[str, Ints, Ints]]:
+    """(way, ranks of its queries, the image of each); nothing where no k is left."""
+    for way, (query, gallery, relevant) in sides(images, texts, row, ks).items() if ks else ():
         yield way, ranks(query, gallery, relevant), row if way == "text_to_image" else np.arange(len(images))
 
 
@@ -155,7 +165,7 @@ def _recalls(name: str, rank: Ints, image: Ints, ks: Sequence[int], seed: int) -
     }
     if len(np.unique(image)) > 1:
         hits = np.stack([rank < k for k in ks], axis=1)
-        for k, interval in zip(ks, mean_intervals(hits, image, seed=seed), strict=True):
+        for k, interval in zip(ks, mean_intervals(hits, image, seed=seed, shares=True), strict=True):
             found |= {f"{name}/recall@{k}/low": interval.low, f"{name}/recall@{k}/high": interval.high}
     return found | {f"{name}/queries": len(rank)}
 

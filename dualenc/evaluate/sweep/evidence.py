@@ -49,11 +49,18 @@ def remember(out: Path, encoder: Encoder, decode: str, model: Any) -> Facts:
 
 
 def _identity(encoder: Encoder, decode: str) -> str:
-    """Changes whenever the encoder might: its files' sizes and times, and its name and open_clip's version."""
+    """Changes whenever the encoder might: its files' sizes and times, and its name and open_clip's version; of one on the
+    Hugging Face hub the revision that is in the cache."""
     path, weights = Path(encoder.path), Path(encoder.path.partition(":")[2])  # "NAME:FILE" too
     files = sorted(path.rglob("*")) if path.is_dir() else [file for file in (path, weights) if file.is_file()]
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
-    return json.dumps([encoder.path, stats, decode, importlib.metadata.version("open_clip_torch")])
+    where: Any = stats
+    if encoder.path.startswith("hf-hub:"):
+        from huggingface_hub import try_to_load_from_cache
+
+        config = try_to_load_from_cache(encoder.path.removeprefix("hf-hub:"), "open_clip_config.json")
+        where = Path(config).parent.name if isinstance(config, str) else None
+    return json.dumps([encoder.path, where, decode, importlib.metadata.version("open_clip_torch")])
 
 
 def known(out: Path, wanted: list[Outcome], facts: Facts | None) -> list[Outcome]:

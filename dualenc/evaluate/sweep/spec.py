@@ -114,9 +114,12 @@ def _sweep(found: Any) -> Sweep:
 def _encoder(value: Any, where: str) -> Encoder:
     if isinstance(value, str):
         return Encoder(value, value)
-    made = _fields(value, where, {"name": str, "path": str, "samples_seen": int | float}, needs="path")
-    seen = made.get("samples_seen")
-    return Encoder(made.get("name", made["path"]), made["path"], None if seen is None else int(seen))
+    made = _fields(value, where, {"name": str, "path": str, "samples_seen": int | float | str}, needs="path")
+    try:  # YAML 1.1 takes 12.8e9 for text
+        seen = int(float(made["samples_seen"])) if "samples_seen" in made else None
+    except (ValueError, OverflowError):
+        raise ValueError(f"samples_seen of {where} is {made['samples_seen']!r}; write a number") from None
+    return Encoder(made.get("name", made["path"]), made["path"], seen)
 
 
 def _data(value: Any, where: str) -> Data:

@@ -88,10 +88,11 @@ def _settings(sweep: Sweep, combination: Combination) -> dict[str, Any]:
 def _classes(data: Data) -> tuple[Any, list[str]]:
     """(Classes, templates): those the sweep names, else what lies beside the data, or its folders' names."""
     from dualenc.data.classes import folder_classes
-    from dualenc.model.names import Classes, check_class_names, class_files, read_classes, templates
+    from dualenc.evaluate.zeroshot.own_names import chosen_classes
+    from dualenc.model.names import Classes, check_class_names, class_files, templates
 
     if data.classes is not None:
-        return read_classes(data.classes), templates()
+        return chosen_classes(data.classes, data.path, data.label), templates()
     try:
         names, beside = class_files(data.path)
     except FileNotFoundError:

@@ -48,12 +48,17 @@ def write_labels(out: Path, plan: dict[str, Any], rows: int, tables: Callable[[i
     """Write `out` from tables(first), which yields rows first, first + 1, …, rows - 1 of SCHEMA in blocks of any size.
 
     plan: JSON values that fix what the rows are; run again with the same plan, it goes on after what is there, and a
-    finished `out` is left as it is. ValueError: `out` was begun with another plan, or is something else.
+    finished `out` is left as it is. ValueError: `out` was begun or made with another plan, or is something else.
     BlockingIOError: another run is writing it.
     """
     plan = json.loads(json.dumps(plan | {"rows": rows}))
     folder = parts_folder(out)
-    if made_by(out) == plan:
+    theirs = made_by(out)
+    if theirs is not None and theirs != plan:
+        raise ValueError(
+            f"{out} was made with other settings ({_difference(theirs, plan)}); name another file, or remove it"
+        )
+    if theirs is not None:
         with contextlib.suppress(OSError, ValueError):  # what a run left that was killed at its very end
             if read_json(folder / "plan.json") == plan:
                 shutil.rmtree(folder)
@@ -147,12 +152,16 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
     if theirs is None:
         write_json(path, plan)
     elif theirs != plan:
-        name = next(n for n in {**theirs, **plan} if theirs.get(n) != plan.get(n))
-        there, now = (json.dumps(some.get(name), ensure_ascii=False)[:60] for some in (theirs, plan))
-        what = f"{name}: other ones" if name in _DIGESTS else f"{name}: {there} there, {now} now"
         raise ValueError(
-            f"{folder} was begun with other settings ({what}); run with those to go on, or remove it to begin anew"
+            f"{folder} was begun with other settings ({_difference(theirs, plan)}); run with those to go on, or remove it "
+            "to begin anew"
         )
+
+
+def _difference(theirs: dict[str, Any], plan: dict[str, Any]) -> str:
+    name = next(n for n in {**theirs, **plan} if theirs.get(n) != plan.get(n))
+    there, now = (json.dumps(some.get(name), ensure_ascii=False)[:60] for some in (theirs, plan))
+    return f"{name}: other ones" if name in _DIGESTS else f"{name}: {there} there, {now} now"
 
 
 def _done(folder: Path) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from dualenc.data.order import BatchOrder
 from dualenc.data.prepare import Prepare
 from dualenc.data.rows import FORMATS
 from dualenc.data.sample import KINDS, Sample
-from dualenc.data.shards import open_source
+from dualenc.data.shards import Shards, open_source
 from dualenc.data.source import Source
 from dualenc.embed.store import Store, check_unit
 from dualenc.evaluate.tag.tagging import Block
@@ -158,8 +160,16 @@ def _facts(table: Path) -> Iterator[dict[str, list[Any]]]:
 
 
 def store_digest(store: Store) -> Any:
-    """What a store's images are known by: their files' checksums, or sizes where nobody recorded those."""
+    """What a store's images are known by: their files' checksums, or sizes and times where nobody recorded those."""
     listed = {name: there for part in store.manifest.get("parts", []) for name, there in part["files"].items()}
     if listed:
         return sorted((name, there["sha256"]) for name, there in listed.items() if name.startswith("img_emb"))
-    return [[len(part), part.shape[1], str(part.dtype)] for part in store.image_parts]
+    files = sorted((store.folder / "img_emb").glob("*.npy"))
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+def source_digest(source: Source) -> str:
+    """`Source.digest`, and when each file was written: pictures that others of their size replaced are other ones."""
+    files = source.paths if isinstance(source, Shards) else (_path(source, i) for i in range(len(source)))
+    times = [os.stat(path).st_mtime_ns if path is not None and os.path.exists(path) else None for path in files]
+    return hashlib.sha256(json.dumps([source.digest(), times]).encode()).hexdigest()

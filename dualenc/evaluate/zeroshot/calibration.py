@@ -19,16 +19,25 @@ from dualenc.evaluate.ranks import Array, Floats, Ints
 BINS = 15  # of equal width, as in the paper
 LOWEST, HIGHEST = 1e-3, 1e5  # logit scales that a fit may end at: equal probabilities, and none but 0 and 1
 _VALUES = 1 << 20  # scores in float64 at once: 8 MB
+_DRAWS = 200  # behind the mean of `chance_error`
 _STEPS = 60
 _ENOUGH = 1e-13  # nats
 
 
 class Confidence(NamedTuple):
-    """What a logit scale makes of scores: each image's highest probability, (N,), and two scores of all of them."""
+    """What a logit scale makes of scores: of each image, (N,)."""
 
-    top: Floats
-    nll: float  # negative log-likelihood of the right class, in nats
-    brier: float  # squared distance of the probabilities from the truth, 0..2 (Brier 1950)
+    top: Floats  # the highest probability
+    losses: Floats  # negative log-likelihood of the right class, in nats
+    squares: Floats  # squared distance of the probabilities from the truth, 0..2 (Brier 1950)
+
+    @property
+    def nll(self) -> float:
+        return float(self.losses.mean())
+
+    @property
+    def brier(self) -> float:
+        return float(self.squares.mean())
 
 
 class Bins(NamedTuple):
@@ -71,7 +80,8 @@ def reliability(confidence: npt.ArrayLike, right: npt.ArrayLike, bins: int = BIN
 
 
 def expected_calibration_error(confidence: npt.ArrayLike, right: npt.ArrayLike, bins: int = BINS) -> float:
-    """`reliability(...).error`: 0 is calibrated. It has no bootstrap interval: drawing again adds to a distance.
+    """`reliability(...).error`; calibrated is what `chance_error` gives. No bootstrap interval: drawing again adds to a
+    distance.
 
     >>> expected_calibration_error([0.8, 0.8, 0.8, 0.8], [True, True, True, False])
     0.050000000000000044
@@ -79,11 +89,24 @@ def expected_calibration_error(confidence: npt.ArrayLike, right: npt.ArrayLike, 
     return reliability(confidence, right, bins).error
 
 
+def chance_error(confidence: npt.ArrayLike, bins: int = BINS, seed: int = 0) -> float:
+    """Expected calibration error of perfect calibration, in the mean: of answers right as often as confidence (N,) says.
+
+    Not 0, for a bin of few images is seldom right in just its share of them.
+
+    >>> round(chance_error([0.5] * 400), 2)
+    0.02
+    """
+    confidence, rng = np.asarray(confidence, np.float64), np.random.default_rng(seed)
+    drawn = (rng.random(len(confidence)) < confidence for _ in range(_DRAWS))
+    return float(np.mean([reliability(confidence, right, bins).error for right in drawn]))
+
+
 def confidences(scores: npt.ArrayLike, target: npt.ArrayLike, scale: npt.ArrayLike) -> Confidence:
     """Probabilities softmax(scale · scores), scored. scores (N, C), target (N,), scale: one, or (N,) one each.
 
     >>> confidences([[1.0, 1.0]], [0], 10.0)
-    Confidence(top=array([0.5]), nll=0.6931471805599453, brier=0.5)
+    Confidence(top=array([0.5]), losses=array([0.69314718]), squares=array([0.5]))
     """
     scores, target = np.asarray(scores), np.asarray(target)
     scales = np.broadcast_to(np.asarray(scale, np.float64), len(scores))
@@ -96,7 +119,7 @@ def confidences(scores: npt.ArrayLike, target: npt.ArrayLike, scale: npt.ArrayLi
         total = powers.sum(axis=1)
         top[part], losses[part] = 1 / total, np.log(total) - own
         squares[part] = (powers**2).sum(axis=1) / total**2 + 1 - 2 * np.exp(own) / total
-    return Confidence(top, float(losses.mean()), float(squares.mean()))
+    return Confidence(top, losses, squares)
 
 
 def fitted_scale(

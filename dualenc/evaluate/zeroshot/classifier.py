@@ -28,7 +28,7 @@ log = logging.getLogger("dualenc")
 VARIABLE = "DUALENC_CLASSIFIERS"  # the environment's: another folder, or OFF
 OFF = "off"
 LIMIT = 256 << 20  # bytes of all files together
-_MADE_BY = "1"  # a new number when the same prompts come to mean another classifier
+_MADE_BY = "2"  # a new number when the same prompts come to mean another classifier
 _ABANDONED = 3600.0  # seconds after which an unfinished file is nobody's
 Rows = npt.NDArray[np.float32]
 
@@ -90,7 +90,8 @@ def read(path: Path, about: dict[str, str], classes: int, dim: int) -> Rows | No
         with safe_open(path, framework="numpy") as file:
             said = file.metadata() or {}
             rows: Any = file.get_tensor("classifier")
-        os.utime(path)  # what was used last stays longest
+        with contextlib.suppress(OSError):  # a shared cache may be another user's
+            os.utime(path)  # what was used last stays longest
     except FileNotFoundError:
         return None
     except (SafetensorError, OSError, ValueError) as error:

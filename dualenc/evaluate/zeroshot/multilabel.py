@@ -42,6 +42,21 @@ def average_precision_per_class(scores: npt.ArrayLike, positive: npt.ArrayLike) 
     return found
 
 
+def chance_precision(positives: npt.ArrayLike, images: int) -> Floats:
+    """Average precision that a random order gives in the mean, (C,): positives (C,) of `images`; NaN where there is none.
+
+    At place k, of N, one of R positives has a precision of (1 + (k - 1) (R - 1) / (N - 1)) / k in the mean. That is more
+    than the share of positives, the more so the rarer the class.
+
+    >>> chance_precision([1, 2, 0], images=2)  # first or second: (1 + 1/2) / 2
+    array([0.75, 1.  ,  nan])
+    """
+    positives = np.asarray(positives)
+    harmonic = (1 / np.arange(1, images + 1)).sum()
+    chance = (harmonic + (positives - 1) / max(1, images - 1) * (images - harmonic)) / images
+    return np.where(positives > 0, chance, np.nan)
+
+
 def precision_intervals(
     scores: npt.ArrayLike, positive: npt.ArrayLike, times: int | None = None, seed: int = 0
 ) -> list[Interval]:

@@ -29,6 +29,7 @@ from dualenc.evaluate.sections import (
 from dualenc.evaluate.zeroshot.multilabel import (
     affordable_times,
     average_precision_per_class,
+    chance_precision,
     drawn_precisions,
     mean_precision,
     precision_intervals,
@@ -57,7 +58,7 @@ def evaluate_lists(
 
     row (N,): rows of the metadata; held (N, C): which classes each shows; scores (N, C): cosines; groups: by column,
     each image's group. times: bootstrap draws at the most; many images and classes get fewer (`affordable_times`).
-    Chance is the share of images that hold a class, which is what a random order gives.
+    Chance is what a random order gives in the mean (`chance_precision`).
     """
     name = named.key
     times = min(times, affordable_times(*scores.shape))
@@ -85,18 +86,17 @@ def measured(
     """Every class (class, number, images, average_precision, low, high, chance), and of their mean {"": value, "/low", …}."""
     each = average_precision_per_class(scores, held)
     some = ~np.isnan(each)
-    chance = held.mean(axis=0)
+    chance = chance_precision(held.sum(axis=0), len(held))
     whole = {"": float(each[some].mean()), "/chance": float(chance[some].mean())}
     ends = np.full((len(each), 2), np.nan)
     if times and len(scores) > 1:
         mean, *of_classes = precision_intervals(scores, held, times, seed)
         whole |= {"/low": mean.low, "/high": mean.high}
         ends = np.array(of_classes)
-    columns = {"average_precision": each, "low": ends[:, 0], "high": ends[:, 1]}
+    columns = {"average_precision": each, "low": ends[:, 0], "high": ends[:, 1], "chance": chance}
     table = pa.table(
         {"class": named.unique, "number": np.arange(len(each)), "images": held.sum(axis=0)}
         | {name: pa.array(values, mask=np.isnan(values)) for name, values in columns.items()}
-        | {"chance": chance}
     )
     return table, whole
 
@@ -127,7 +127,7 @@ def by_groups(
 
 def _by_class(table: pa.Table) -> Table:
     shown = classes_shown(table, "average_precision", "Average precision")
-    note = f"{shown.note} The tick is the share of images that show the class, which a random order gives."
+    note = f"{shown.note} The tick is what a random order gives in the mean."
     return shown._replace(note=note.strip())
 
 

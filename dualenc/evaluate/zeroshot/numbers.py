@@ -14,13 +14,14 @@ import numpy.typing as npt
 from dualenc.evaluate.groups.gap import Measure, Source, compare
 from dualenc.evaluate.groups.split import Split
 from dualenc.evaluate.intervals import TIMES, Interval, draws, percentile_intervals
-from dualenc.evaluate.metrics import class_ranks, per_class_recall, zero_shot_metrics
+from dualenc.evaluate.metrics import class_metrics, per_class_recall
 from dualenc.evaluate.ranks import Floats, Ints
 from dualenc.evaluate.sections import Table
 from dualenc.evaluate.zeroshot.confusion import predictions
 from dualenc.evaluate.zeroshot.scale import Calibrated, calibrated
 
 WORDS = {"acc1": "Right at first", "acc5": "Right among five", "mean_per_class_recall": "Mean over classes"}
+ERRORS = {"nll": "NLL", "brier": "Brier"}
 Report = dict[str, Any]
 
 
@@ -40,6 +41,11 @@ class Named:
         times = Counter(self.classes)
         return [name if times[name] == 1 else f"{name} ({i})" for i, name in enumerate(self.classes)]
 
+    @cached_property
+    def duplicates(self) -> list[int]:
+        """Classes with the prompts of one before them, which are never chosen."""
+        return [c for c, first in enumerate(first_alike(self.prompts)) if first != c]
+
     def counts(self) -> Report:
         sizes = {f"{self.key}/classes": len(self.classes), f"{self.key}/prompts": sum(map(len, self.prompts))}
         return sizes if self.templates is None else sizes | {f"{self.key}/templates": self.templates}
@@ -52,19 +58,30 @@ class Named:
         return f"into {len(self.classes):,} classes {how} ({each} {'prompt' if most == 1 else 'prompts'} each)"
 
 
+def first_alike(prompts: Sequence[Sequence[str]]) -> Ints:
+    """For each class the first with the same prompts, (C,): itself, but for a list that names a class twice.
+
+    >>> first_alike([["a missile"], ["a ship"], ["a missile"]])
+    array([0, 1, 0])
+    """
+    first: dict[tuple[str, ...], int] = {}
+    return np.array([first.setdefault(tuple(own), c) for c, own in enumerate(prompts)])
+
+
 class Judged(NamedTuple):
     """What each labelled image got."""
 
     row: Ints  # (N,) rows of the metadata
     target: Ints  # (N,) right classes
     scores: npt.NDArray[np.float32]  # (N, C) cosines
-    rank: Ints  # (N,) classes at least as high as the right one
+    rank: Ints  # (N,) wrong classes that stand before the right one
     predicted: Ints  # (N,) the class each counts as
     calibration: Calibrated | None  # None where the encoder has no logit scale, or there is one image
 
 
-def judge(row: Ints, target: Ints, scores: npt.NDArray[np.float32], scale: float | None, seed: int = 0) -> Judged:
-    rank = class_ranks(scores, target)
+def judge(
+    row: Ints, target: Ints, scores: npt.NDArray[np.float32], rank: Ints, scale: float | None, seed: int = 0
+) -> Judged:
     some = None if scale is None or len(row) < 2 else calibrated(scores, target, rank == 0, scale, seed)
     return Judged(row, target, scores, rank, predictions(scores, target, rank), some)
 
@@ -72,7 +89,7 @@ def judge(row: Ints, target: Ints, scores: npt.NDArray[np.float32], scale: float
 def zeroshot_report(judged: Judged, named: Named, images: int, times: int = TIMES, seed: int = 0) -> Report:
     """The flat report of one label an image; `images` counts those without a label too."""
     name, classes = named.key, len(named.classes)
-    values = zero_shot_metrics(judged.scores, judged.target)
+    values = class_metrics(judged.rank, judged.target, classes)
     between = accuracy_intervals(judged.rank, judged.target, times, seed) if times and len(judged.row) > 1 else {}
     chance = {"acc1": 1 / classes, "acc5": min(1.0, 5 / classes), "mean_per_class_recall": 1 / classes}
     report: Report = {}
@@ -85,13 +102,15 @@ def zeroshot_report(judged: Judged, named: Named, images: int, times: int = TIME
     absent = [named.unique[c] for c in np.flatnonzero(count == 0)]
     report |= {f"{name}/images": len(judged.row), f"{name}/unlabelled": images - len(judged.row)}
     report |= named.counts() | {f"{name}/absent": len(absent), f"{name}/absent_names": ", ".join(absent) or None}
-    report |= {} if judged.calibration is None else judged.calibration.report(name)
+    report[f"{name}/duplicate_classes"] = len(named.duplicates)
+    report |= {} if judged.calibration is None else judged.calibration.report(name, times, seed)
     return report | {f"{name}/recall/{named.unique[c]}": float(recall[c]) for c in np.flatnonzero(count)}
 
 
 def accuracy_intervals(rank: Ints, target: Ints, times: int = TIMES, seed: int = 0) -> dict[str, Interval]:
     """Bootstrap intervals of acc1, acc5 and mean-per-class recall, images drawn anew: rank (N,), target (N,)."""
-    return dict(zip(WORDS, percentile_intervals(drawn_accuracies(rank, target), len(rank), times, seed), strict=True))
+    drawn = percentile_intervals(drawn_accuracies(rank, target), len(rank), times, seed, shares=True)
+    return dict(zip(WORDS, drawn, strict=True))
 
 
 def drawn_accuracies(rank: Ints, target: Ints) -> Callable[[Floats], Floats]:
@@ -123,26 +142,36 @@ def unit_rows(split: Split) -> Ints:
 def by_groups(
     judged: Judged, classes: int, group: Sequence[str | None], prefix: str, times: int = TIMES, seed: int = 0
 ) -> tuple[Report, Table]:
-    """acc1, acc5 (five classes or more) and mean-per-class recall by group: (N,) names, None for images without one.
+    """acc1, acc5 (five classes or more), mean-per-class recall and, with the encoder's own scale, NLL and Brier by group.
 
-    A group's mean-per-class recall is over the classes that occur in it.
+    group: (N,) names, None for images without one. A group's mean-per-class recall is over the classes that occur in it.
+    The calibration error is left out: it grows as images get fewer, so small groups would look worse than they are.
     """
     split = Split.of(group, None)
     row_of = unit_rows(split)
     shown = [i for i, key in enumerate(WORDS) if key != "acc5" or classes >= 5]
 
-    def accuracies(units: Ints) -> Callable[[Floats], Floats]:
+    scored = judged.calibration.before if judged.calibration else None
+    errors = np.empty((len(judged.rank), 0)) if scored is None else np.stack([scored.losses, scored.squares], axis=1)
+
+    def drawn_values(units: Ints) -> Callable[[Floats], Floats]:
         rows = row_of[units]
-        return drawn_accuracies(judged.rank[rows], judged.target[rows])
+        accuracies = drawn_accuracies(judged.rank[rows], judged.target[rows])
+
+        def values(counts: Floats) -> Floats:
+            means = counts @ errors[rows] / counts.sum(axis=1, keepdims=True)
+            return np.column_stack([accuracies(counts)[:, shown], means])
+
+        return values
 
     def value(units: Ints) -> Floats:
-        return accuracies(units)(np.ones((1, len(units))))[0, shown]
+        return drawn_values(units)(np.ones((1, len(units))))[0]
 
     def drawn(units: Ints, own_seed: int) -> Floats:
-        some = accuracies(units)
-        return np.concatenate([some(counts) for counts in draws(len(units), times, own_seed)])[:, shown]
+        some = drawn_values(units)
+        return np.concatenate([some(counts) for counts in draws(len(units), times, own_seed)])
 
-    names = [list(WORDS)[i] for i in shown]
-    return compare(
-        split, Source(value, drawn), names, times, seed, prefix, {key: Measure(word) for key, word in WORDS.items()}
-    )
+    names = [list(WORDS)[i] for i in shown] + ([] if scored is None else list(ERRORS))
+    measures = {key: Measure(word) for key, word in WORDS.items()}
+    measures |= {key: Measure(word, lower=True, share=False) for key, word in ERRORS.items()}
+    return compare(split, Source(value, drawn), names, times, seed, prefix, measures)

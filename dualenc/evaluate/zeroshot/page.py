@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dualenc.evaluate.intervals import Interval
+from dualenc.evaluate.intervals import Interval, wilson
 from dualenc.evaluate.metrics import per_class_recall
-from dualenc.evaluate.ranks import Floats, Ints
 from dualenc.evaluate.sections import (
     Embedded,
     Example,
@@ -31,7 +30,6 @@ from dualenc.evaluate.zeroshot.scale import calibration_table, reliability_panel
 from dualenc.files import whole_file
 
 TABLE_ROWS = 30  # a longer table of classes shows its best and worst halves of this
-NORMAL = 1.959964  # the 97.5th percentile of the standard normal distribution
 
 
 def page(
@@ -44,7 +42,7 @@ def page(
     if (target != predicted).any():
         tables.append(confusion_table(named.unique, target, predicted))
     if judged.calibration is not None:
-        tables.insert(1, calibration_table(judged.calibration))
+        tables.insert(1, calibration_table(judged.calibration, report, named.key))
         figures.insert(0, reliability_panel(judged.calibration))
     shown = _examples(embedded, judged, named.unique, pick(judged.rank == 0, examples, seed))
     return Section(
@@ -79,20 +77,6 @@ def class_table(judged: Judged, named: Named) -> pa.Table:
         | {name: pa.array(np.where(some, values, 0), mask=~some) for name, values in columns.items()}
         | {"mistaken_for": mistaken_for(named.unique, judged.target, judged.predicted)}
     )
-
-
-def wilson(right: Ints, count: Ints) -> tuple[Floats, Floats]:
-    """Ends of the 95 % interval of right / count (Wilson 1927), (C,) each; 0 and 1 where count is 0.
-
-    >>> [round(float(end[0]), 3) for end in wilson(np.array([2]), np.array([2]))]
-    [0.342, 1.0]
-    """
-    n = np.maximum(count, 1)
-    share, z2 = right / n, NORMAL**2
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = NORMAL / (1 + z2 / n) * np.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
-    known = count > 0
-    return np.where(known, np.maximum(middle - half, 0), 0.0), np.where(known, np.minimum(middle + half, 1), 1.0)
 
 
 def classes_shown(table: pa.Table, metric: str, word: str) -> Table:
@@ -140,6 +124,11 @@ def _overall(report: Report, named: Named) -> Table:
     note = "Ties count as wrong. The tick on a bar is what chance would give; the interval is 95 %, images drawn anew."
     if report[f"{named.key}/absent"]:
         note += " The mean is over the classes that occur."
+    if named.duplicates:
+        note += (
+            " A class with the prompts of one before it is never chosen, as that one ties with it and stands first: "
+            f"{listed([named.unique[c] for c in named.duplicates], 12)}."
+        )
     return Table(["", "Accuracy"], rows, note)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from dualenc.evaluate.intervals import TIMES, mean_intervals
 from dualenc.evaluate.page.figure import INK, LINES, panel
 from dualenc.evaluate.ranks import Ints
 from dualenc.evaluate.sections import Panel, Share, Table
@@ -15,6 +17,7 @@ from dualenc.evaluate.zeroshot.calibration import (
     LOWEST,
     Bins,
     Confidence,
+    chance_error,
     confidences,
     cross_fitted_scales,
     fitted_scale,
@@ -42,17 +45,26 @@ class Calibrated(NamedTuple):
         """The temperature as people read it: `1.41`, `15,000`."""
         return f"{self.temperature:.3g}" if self.temperature < 1000 else f"{self.temperature:,.0f}"
 
-    def report(self, name: str) -> dict[str, Any]:
+    def report(self, name: str, times: int = TIMES, seed: int = 0) -> dict[str, Any]:
+        """Keys NAME/ece, its /chance (perfect calibration's), NAME/nll and NAME/brier with intervals, …_fitted, …"""
+        errors = {
+            f"{name}/{metric}{end}": values
+            for end, found in (("", self.before), ("_fitted", self.after))
+            for metric, values in (("nll", found.losses), ("brier", found.squares))
+        }
+        between = mean_intervals(np.stack([*errors.values()], axis=1), None, times, seed) if times else []
+        named = zip(errors, between, strict=False)
+        ends = {f"{key}/{end}": at for key, one in named for end, at in one._asdict().items()}
         return {
             f"{name}/logit_scale": self.scale,
             f"{name}/temperature": self.temperature,
             f"{name}/ece": self.bins_before.error,
+            f"{name}/ece/chance": chance_error(self.before.top, seed=seed),
             f"{name}/ece_fitted": self.bins_after.error,
+            f"{name}/ece_fitted/chance": chance_error(self.after.top, seed=seed),
             f"{name}/ece_bins": BINS,
-            f"{name}/nll": self.before.nll,
-            f"{name}/nll_fitted": self.after.nll,
-            f"{name}/brier": self.before.brier,
-            f"{name}/brier_fitted": self.after.brier,
+            **{key: float(values.mean()) for key, values in errors.items()},
+            **ends,
         }
 
 
@@ -74,10 +86,19 @@ def calibrated(
     return Calibrated(scale, whole, before, after, reliability(before.top, right), reliability(after.top, right))
 
 
-def calibration_table(found: Calibrated) -> Table:
-    def row(what: str, bins: Bins, scores: Confidence) -> list[str | Share]:
-        return [what, Share(bins.error), f"{scores.nll:.3f}", f"{scores.brier:.3f}"]
+def calibration_table(found: Calibrated, report: Mapping[str, Any], name: str) -> Table:
+    """Of what `report(NAME)` gave, both scales."""
 
+    def number(key: str) -> str:
+        low, high = report.get(f"{key}/low"), report.get(f"{key}/high")
+        return f"{report[key]:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+
+    def row(what: str, end: str) -> list[str | Share]:
+        error = f"{name}/ece{end}"
+        share = Share(report[error], report[f"{error}/chance"])
+        return [what, share, number(f"{name}/nll{end}"), number(f"{name}/brier{end}")]
+
+    floor = " and ".join(f"{100 * report[f'{name}/ece{end}/chance']:.1f}" for end in ("", "_fitted"))
     end = ""
     if found.fitted <= 1.01 * LOWEST:
         end = " The right class stands out no more than chance has it: equal probabilities fit best."
@@ -86,12 +107,13 @@ def calibration_table(found: Calibrated) -> Table:
     return Table(
         ["Calibration", "ECE", "NLL", "Brier"],
         [
-            row(f"As it is (logit scale {found.scale:.1f})", found.bins_before, found.before),
-            row(f"Temperature {found.shown}", found.bins_after, found.after),
+            row(f"As it is (logit scale {found.scale:.1f})", ""),
+            row(f"Temperature {found.shown}", "_fitted"),
         ],
-        f"Expected calibration error: how far confidence lies from accuracy, over {BINS} bins of equal width. The "
+        f"Expected calibration error: how far confidence lies from accuracy, over {BINS} bins of equal width; perfect "
+        f"calibration would give about {floor} % here, the tick. The "
         "temperature has the least negative log-likelihood (NLL); what it gains is measured on two halves of the images, "
-        f"each with the temperature of the other. 0 is best in all columns.{end}",
+        f"each with the temperature of the other. Less is better in all columns.{end}",
     )
 
 

@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from dualenc.evaluate.groups.groups import groups_of
 from dualenc.evaluate.intervals import TIMES
-from dualenc.evaluate.ranks import Ints, checked_rows
+from dualenc.evaluate.ranks import Ints, checked_rows, ranks
 from dualenc.evaluate.sections import Embedded, Section, TextEncoder, check_dim
 from dualenc.evaluate.zeroshot.classifier import classifier
 from dualenc.evaluate.zeroshot.labels import holds_lists, label_lists, labels
 from dualenc.evaluate.zeroshot.multilabel_section import evaluate_lists
-from dualenc.evaluate.zeroshot.numbers import Named, Report, by_groups, judge, zeroshot_report
+from dualenc.evaluate.zeroshot.numbers import Named, Report, by_groups, first_alike, judge, zeroshot_report
 from dualenc.evaluate.zeroshot.page import check_format, class_table, page, write_classes
 from dualenc.evaluate.zeroshot.scale import own_scale
 from dualenc.model.names import Classes, class_prompts
@@ -25,6 +25,18 @@ def class_scores(images: npt.ArrayLike, weights: npt.ArrayLike) -> npt.NDArray[n
     """Cosine of each image with each class, (N, C) float32. images (N, D) and weights (C, D): unit rows."""
     images, weights = checked_rows(images, "images"), checked_rows(weights, "the classifier")
     return images.astype(np.float32, copy=False) @ weights.astype(np.float32, copy=False).T
+
+
+def class_places(images: npt.ArrayLike, weights: npt.ArrayLike, target: Ints, prompts: Sequence[Sequence[str]]) -> Ints:
+    """Number of wrong classes that score at least as high as the right one, (N,), exactly, as `ranks` has it.
+
+    images (N, D), weights (C, D): unit rows; target (N,): right classes; prompts: of each class. Ties count against the
+    encoder. Only those that the list of classes makes do not: of classes with the same prompts (open_clip's ImageNet
+    names hold two such pairs) the first stands before the others, as in an argmax.
+    """
+    first = first_alike(prompts)
+    behind = np.array([(first[c + 1 :] == one).sum() for c, one in enumerate(first)])
+    return ranks(images, np.asarray(weights)[first], list(target[:, None])) - behind[target]
 
 
 def classify(
@@ -69,13 +81,17 @@ def evaluate_zeroshot(
     if per_class is not None:
         check_format(per_class)
     groups = {column: groups_of(embedded.metadata, column) for column in by}  # a wrong name is told before the work
-    weights = classifier(encoder, classes, templates)
+    weights = classifier(encoder, classes, templates)[first_alike(prompts)]
     if holds_lists(embedded.metadata, label):
         row, held = label_lists(embedded, classes.names, label)
         scores, own = class_scores(embedded.images[row], weights), _of_rows(groups, row)
         return evaluate_lists(embedded, named, row, held, scores, own, examples, seed, times, per_class)
     row, target = labels(embedded, classes.names, label)
-    judged = judge(row, target, class_scores(embedded.images[row], weights), own_scale(encoder), seed)
+    images = embedded.images[row]
+    rank, scores = class_places(images, weights, target, prompts), class_scores(images, weights)
+    if named.duplicates:
+        scores = scores[:, first_alike(prompts)]  # products of equal rows differ by rounding
+    judged = judge(row, target, scores, rank, own_scale(encoder), seed)
     report, tables = zeroshot_report(judged, named, len(embedded.images), times, seed), []
     for column, group in _of_rows(groups, row).items():
         found, table = by_groups(judged, len(classes.names), group, f"{name}/by/{column}/", times, seed)

@@ -1,0 +1,57 @@
+"""Class names that a user gives, in the order in which the data's own layout numbers its classes."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from pathlib import Path
+
+from dualenc.beside import CLASS_NAMES, class_folder
+from dualenc.data.classes import folder_classes
+from dualenc.model.name_files import lines_of
+from dualenc.model.names import Classes, in_order_of, read_classes
+
+log = logging.getLogger("dualenc")
+
+
+def chosen_classes(source: str, data: str, label: str = "label") -> Classes:
+    """`read_classes(source)`, `in_order_of` the names that `data` itself says, if any; other names are told once.
+
+    label: the metadata column with the classes; in any but "label" the data's own names number nothing.
+    """
+    chosen, own = read_classes(source), own_names(data) if label == "label" else None
+    if own is None:
+        return chosen
+    found = in_order_of(chosen, own)
+    if sorted(found.names) != sorted(own):
+        first = next(i for i, (one, other) in enumerate(zip(found.names, own, strict=True)) if one != other)
+        _tell(f"{data} has class names of its own; those given take their place by number: {first} is "
+              f"{found.names[first]!r}, there {own[first]!r}")  # fmt: skip
+    return found
+
+
+def own_names(data: str | Path) -> list[str] | None:
+    """The names of a data set's classes in the order of its numbers: classnames.txt beside it, or those of its folders or
+    its table; of a store, of what it was embedded from. None where nothing says them."""
+    for place in (Path(data), *_made_from(Path(data))):
+        folder = class_folder(place if place.is_dir() else place.parent)
+        if folder is not None:
+            return lines_of(folder / CLASS_NAMES)
+        if (found := folder_classes(place)) is not None:
+            return found
+    return None
+
+
+def _made_from(data: Path) -> list[Path]:
+    """What a store was embedded from, where it says so and that is there still."""
+    from dualenc.embed.store import open_store
+
+    if not any((data / kind).is_dir() for kind in ("img_emb", "text_emb")):
+        return []
+    source = (open_store(data).manifest.get("plan") or {}).get("source")
+    return [Path(source)] if source and Path(source).exists() else []
+
+
+@functools.cache  # whoever asks for the classes of the same data again knows it
+def _tell(what: str) -> None:
+    log.warning("%s", what)
