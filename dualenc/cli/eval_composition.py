@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dualenc.cli.common import command, compute, is_store
-from dualenc.cli.evaluation import embedded_data, finish, report_options
+from dualenc.cli.evaluation import bootstrap_option, check_draws, embedded_data, finish, report_options
 from dualenc.files import sha256
 
 
@@ -35,18 +35,11 @@ def register(evaluations: Any) -> None:
         help="also by group: the values of these metadata columns of the images (Winoground: fields of examples.jsonl; "
         "default collapsed_tag, num_main_preds, secondary_tag)",
     )
-    parser.add_argument(
-        "--bootstrap",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="draws behind the 95 %% intervals; 0: none (default 1000)",
-    )
+    bootstrap_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.bootstrap < 0:
-        raise ValueError(f"--bootstrap {options.bootstrap}: a number of draws is 0 or more")
+    check_draws(options.bootstrap)
     chosen = {"bootstrap": options.bootstrap, "by": options.by}
     part: Any
     if options.sugarcrepe:

@@ -8,7 +8,15 @@ from typing import Any
 
 from dualenc.cli.common import command
 from dualenc.cli.eval_zeroshot import read_prompts
-from dualenc.cli.evaluation import CLASSES, TEMPLATES, embedded_data, finish, report_options
+from dualenc.cli.evaluation import (
+    CLASSES,
+    TEMPLATES,
+    bootstrap_option,
+    check_draws,
+    embedded_data,
+    finish,
+    report_options,
+)
 
 
 def register(evaluations: Any) -> None:
@@ -45,20 +53,13 @@ def register(evaluations: Any) -> None:
     parser.add_argument(
         "--by", nargs="+", default=[], metavar="COLUMN", help="also by the values of these metadata columns of --data"
     )
-    parser.add_argument(
-        "--bootstrap",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="draws behind the 95 %% intervals; 0: none (default 1000)",
-    )
+    bootstrap_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     from dualenc.evaluate.probe.probe import evaluate_probe
 
-    if options.bootstrap < 0:
-        raise ValueError(f"--bootstrap {options.bootstrap}: a number of draws is 0 or more")
+    check_draws(options.bootstrap)
     shots = _shots(options.shots)
     for name in ("train", "val"):
         if getattr(options, name) and Path(getattr(options, name)).resolve() == Path(options.data).resolve():

@@ -12,6 +12,8 @@ from dualenc.cli.eval_zeroshot import read_prompts, zeroshot_part
 from dualenc.cli.evaluation import (
     Part,
     add_published,
+    bootstrap_option,
+    check_draws,
     check_published,
     embedded_data,
     finish,
@@ -30,13 +32,7 @@ def register(evaluations: Any) -> None:
     )
     report_options(parser)
     parser.add_argument("--ks", default="1,5,10", help="values of K (default 1,5,10)")
-    parser.add_argument(
-        "--bootstrap",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="draws behind the 95 %% intervals; 0: none (default 1000)",
-    )
+    bootstrap_option(parser)
     parser.add_argument(
         "--by", nargs="+", default=[], metavar="COLUMN", help="also by group: the values of these metadata columns"
     )
@@ -57,9 +53,8 @@ def register(evaluations: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     from dualenc.index.index import Index
 
+    check_draws(options.bootstrap)
     ks = ks_of(options.ks)
-    if options.bootstrap < 0:
-        raise ValueError(f"--bootstrap {options.bootstrap}: a number of draws is 0 or more")
     if options.per_query and not options.per_query.endswith(".parquet"):
         raise ValueError(f"--per-query {options.per_query}: it is written as parquet; name it so, queries.parquet")
     check_published(options, "retrieval")

@@ -12,6 +12,8 @@ from dualenc.cli.evaluation import (
     TEMPLATES,
     Part,
     add_published,
+    bootstrap_option,
+    check_draws,
     check_published,
     embedded_data,
     finish,
@@ -44,20 +46,13 @@ def register(evaluations: Any) -> None:
     parser.add_argument(
         "--by", nargs="+", default=[], metavar="COLUMN", help="also by the values of these metadata columns"
     )
-    parser.add_argument(
-        "--bootstrap",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="draws behind the 95 %% intervals; 0: none (default 1000)",
-    )
+    bootstrap_option(parser)
     published_option(parser)
     parser.add_argument("--per-class", metavar="FILE", help="write every class's numbers to this .csv or .parquet")
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.bootstrap < 0:
-        raise ValueError(f"--bootstrap {options.bootstrap}: a number of draws is 0 or more")
+    check_draws(options.bootstrap)
     check_published(options, "zeroshot")
     read_prompts(
         options.data, options.classes, options.templates, options.labels

@@ -40,6 +40,22 @@ def report_options(parser: argparse.ArgumentParser) -> None:
     compute_options(parser)
 
 
+def bootstrap_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--bootstrap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="draws behind the 95 %% intervals, 100 to 100,000; 0: none (default 1000)",
+    )
+
+
+def check_draws(bootstrap: int) -> None:
+    """ValueError for a number of draws that has no 95 % interval, or that never ends."""
+    if bootstrap != 0 and not 100 <= bootstrap <= 100_000:
+        raise ValueError(f"--bootstrap {bootstrap}: a 95 % interval takes 100 to 100,000 draws; 0 gives none")
+
+
 def published_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--published",

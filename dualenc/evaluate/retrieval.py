@@ -109,6 +109,8 @@ def same_images(embedded: Embedded, column: str | None) -> Ints | None:
     values = embedded.metadata[column].to_pylist()
     kept = [None if value == "" or value != value else value for value in values]  # no text, NaN
     number = {value: i for i, value in enumerate(dict.fromkeys(value for value in kept if value is not None))}
+    if len(number) == sum(value is not None for value in kept):
+        raise ValueError(f"no two images share a {column}, so none are the same; leave it out, or name another column")
     return np.array([-1 if value is None else number[value] for value in kept], np.int64)
 
 

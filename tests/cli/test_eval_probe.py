@@ -49,7 +49,7 @@ def probe(*words: str | Path) -> int:
 
 def test_the_command(encoder_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--encoder", encoder_folder, "--train", data / "train", "--val", data / "val", "--data", data / "test"]
-    more = ["--shots", "4", "--seeds", "2", "--by", "place", "--bootstrap", "50", "--out", tmp_path / "out"]
+    more = ["--shots", "4", "--seeds", "2", "--by", "place", "--bootstrap", "100", "--out", tmp_path / "out"]
     assert probe(*words, *more) == 0
     said = capsys.readouterr().out
     assert "Linear probe" in said and "4 images a class" in said and "Zero-shot" in said
@@ -83,7 +83,7 @@ def test_a_store_of_another_encoder_and_options_that_do_not_fit(
     monkeypatch.setattr(eval_probe, "embedded_data", None)
     for more, what in (
         (["--shots", "1,two"], "whole numbers"),
-        (["--bootstrap", "-1"], "0 or more"),
+        (["--bootstrap", "99"], "--bootstrap 99"),
         (["--templates", "nothing"], "no set or file"),
         (["--classes", "missing.txt"], "no such class file"),
     ):

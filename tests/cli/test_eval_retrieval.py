@@ -92,7 +92,7 @@ def test_what_is_not_asked_for_is_not_there(run):
 
 
 def test_the_same_numbers_again(run):
-    words = ["--json", "--bootstrap", "50", "--by", "light"]
+    words = ["--json", "--bootstrap", "100", "--by", "light"]
     assert run(*words) == run(*words)
 
 
@@ -148,9 +148,9 @@ CPU = ["--workers", "0", "--accelerator", "cpu"]
 
 
 def test_data_sets_of_one_folder_name_do_not_overwrite_each_other(run, classed):
-    report = json.loads(run("--zeroshot", *classed, "--json", "--bootstrap", "20", *CPU))
+    report = json.loads(run("--zeroshot", *classed, "--json", "--bootstrap", "100", *CPU))
     for data in classed:
-        alone = json.loads(run("--zeroshot", data, "--json", "--bootstrap", "20", *CPU))
+        alone = json.loads(run("--zeroshot", data, "--json", "--bootstrap", "100", *CPU))
         assert report[f"zeroshot/{data}/acc1"] == alone["zeroshot/acc1"]
         assert report[f"zeroshot/{data}/acc1/low"] == alone["zeroshot/acc1/low"]
 
@@ -199,5 +199,5 @@ def test_a_wrong_index_is_told_before_the_work(refused, monkeypatch):
 
 
 def test_the_batch_size_changes_no_number(run):
-    words = ["--data", "shards", "--workers", "0", "--accelerator", "cpu", "--bootstrap", "20", "--json"]
+    words = ["--data", "shards", "--workers", "0", "--accelerator", "cpu", "--bootstrap", "100", "--json"]
     assert run(*words, "--batch-size", "3") == run(*words, "--batch-size", "16")

@@ -44,7 +44,7 @@ def run(made, capsys, monkeypatch):
     def one(data: str, *words: str) -> dict:
         capsys.readouterr()
         command = ["eval", "zeroshot", "--encoder", "encoder", "--data", data, "--workers", "0", "--accelerator", "cpu"]
-        assert main([*command, *words, "--bootstrap", "50", "--json"]) == 0, capsys.readouterr().err
+        assert main([*command, *words, "--bootstrap", "100", "--json"]) == 0, capsys.readouterr().err
         return json.loads(capsys.readouterr().out)
 
     return one
@@ -90,7 +90,7 @@ def test_the_whole_of_it_is_what_the_parts_are(run, made):
     encoder = DualEncoder.load("encoder", device="cpu")
     embedded = embed_source(encoder, open_source("wds/test"), workers=0, accelerator="cpu")
     prompts = ["a {c} picture", "a photo of a {c} thing"]
-    expected, _ = evaluate_zeroshot(encoder, embedded, NAMES, prompts, times=50)
+    expected, _ = evaluate_zeroshot(encoder, embedded, NAMES, prompts, times=100)
     assert run("wds/test") == expected | {"data/dropped": 0}
 
 

@@ -251,3 +251,11 @@ def test_class_names_of_several_folders_are_left_out_and_told(shards: Path, tmp_
         open_source([shards / "0.tar", shards / "1.tar"]), scores(), "true", out=tmp_path / "b", progress=False
     )
     assert one.class_files_left_out == [] and (tmp_path / "b" / "classnames.txt").read_text() == "x\ny\n"
+
+
+def test_a_score_that_is_no_number_is_refused(tmp_path):
+    """DuckDB takes NaN for the largest number, so `score > 0.2` would keep it."""
+    table = pa.table({"key": ["a", "b"], "caption_number": [0, 0], "caption": ["x", "y"], "score": [0.3, float("nan")]})
+    pq.write_table(table, tmp_path / "scores.parquet")
+    with pytest.raises(ValueError, match="1 scores are no numbers, such as that of 'b'"):
+        read_scores([tmp_path / "scores.parquet"])

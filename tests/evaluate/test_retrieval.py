@@ -234,3 +234,9 @@ def test_another_encoders_embeddings_are_refused(encoder, samples):
 def test_a_k_above_the_gallery_is_refused(encoder, samples):
     with pytest.raises(ValueError, match="k is 10, but the gallery has only 8"):
         evaluate_retrieval(encoder, samples([[word] for word in WORDS]))
+
+
+def test_images_of_which_none_are_the_same_are_refused(encoder, samples):
+    data = samples([["a"], ["b"]], place=["here", "there"])
+    with pytest.raises(ValueError, match="no two images share a place"):
+        same_images(data, "place")

@@ -159,7 +159,7 @@ def _labels(
     values = embedded.metadata[column].to_pylist()
     row = [i for i, value in enumerate(values) if value is not None]
     if not row:
-        raise ValueError(f"no image of {name} has a class in {column!r}; add KEY.cls files or name another --label")
+        raise ValueError(f"no image of {name} has a class in {column!r}; add KEY.cls files or name another --labels")
     found = [values[i] for i in row]
     kinds = {type(value) for value in found}
     if len(kinds) > 1 or not kinds <= {int, str, bool}:

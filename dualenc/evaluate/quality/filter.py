@@ -83,6 +83,12 @@ def read_scores(paths: Sequence[str | Path]) -> pa.Table:
             raise ValueError(f"{path} has no column {', '.join(absent)}; give a table that `dualenc data score` wrote")
         tables.append(table.replace_schema_metadata(None))
     table = pa.concat_tables(tables, promote_options="permissive")
+    bad = ~np.isfinite(
+        table["score"].to_numpy(zero_copy_only=False).astype(np.float64)
+    )  # DuckDB takes NaN for the largest
+    if bad.any():
+        key = table["key"][int(np.argmax(bad))].as_py()
+        raise ValueError(f"{int(bad.sum())} scores are no numbers, such as that of {key!r}; score these data again")
     pairs = table.group_by(["key", "caption_number"]).aggregate([([], "count_all")])
     if pairs.num_rows < table.num_rows:
         twice = pairs["key"][int(np.argmax(pairs["count_all"].to_numpy()))].as_py()

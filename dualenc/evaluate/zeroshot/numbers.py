@@ -54,7 +54,7 @@ class Named:
         """`into 8 classes by their names alone (18 prompts each)`"""
         few, most = min(map(len, self.prompts)), max(map(len, self.prompts))
         each = f"{few:,}" if few == most else f"{few:,} to {most:,}"
-        how = "by their names alone" if self.templates is not None else "by prompts of their own"
+        how = "by prompts of their own" if self.templates is None else "by their names" + " alone" * (most == 1)
         return f"into {len(self.classes):,} classes {how} ({each} {'prompt' if most == 1 else 'prompts'} each)"
 
 
