@@ -51,12 +51,15 @@ def register(evaluations: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from dualenc.evaluate.per_query import refuse_other
     from dualenc.index.index import Index
 
     check_draws(options.bootstrap)
     ks = ks_of(options.ks)
     if options.per_query and not options.per_query.endswith(".parquet"):
         raise ValueError(f"--per-query {options.per_query}: it is written as parquet; name it so, queries.parquet")
+    if options.per_query:
+        refuse_other(options.per_query)
     check_published(options, "retrieval")
     index = Index.open(options.index) if options.index else None  # before the work: a wrong path is told at once
     names = data_names(options.zeroshot)

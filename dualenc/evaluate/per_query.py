@@ -69,6 +69,18 @@ def write_per_query(path: str | Path, table: pa.Table) -> None:
         pq.write_table(table, partial, compression="zstd")
 
 
+def refuse_other(path: str | Path) -> None:
+    """FileExistsError where a file is there that is no such table: only those are made anew."""
+    if not Path(path).exists():
+        return
+    try:
+        same = pq.read_schema(path).names == SCHEMA.names
+    except (pa.ArrowException, OSError):
+        same = False
+    if not same:
+        raise FileExistsError(f"{path} is there and holds something else; name another file, or remove it")
+
+
 def best_scores(query: np.ndarray, gallery: np.ndarray, relevant: Sequence[Ints]) -> Floats:
     """(Q,) float64: each query's cosine with the best of its right rows."""
     counts = [len(rows) for rows in relevant]

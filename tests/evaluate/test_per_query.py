@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dualenc.evaluate import top_hits as module
 from dualenc.evaluate.metrics import sides
-from dualenc.evaluate.per_query import SCHEMA, per_query, write_per_query
+from dualenc.evaluate.per_query import SCHEMA, per_query, refuse_other, write_per_query
 from dualenc.evaluate.ranks import ranks
 from dualenc.evaluate.top_hits import top_hits
 
@@ -156,3 +156,15 @@ def test_refused(samples):
         per_query(data, {"text_to_image": np.zeros(7, np.int64)})
     with pytest.raises(ValueError, match="top is 0"):
         per_query(data, all_ranks(data), top=0)
+
+
+def test_only_a_table_of_its_kind_is_made_anew(tmp_path):
+    write_per_query(tmp_path / "queries.parquet", SCHEMA.empty_table())
+    refuse_other(tmp_path / "queries.parquet")
+    refuse_other(tmp_path / "none.parquet")
+    pq.write_table(pa.table({"score": [0.5]}), tmp_path / "scores.parquet")
+    (tmp_path / "text.parquet").write_text("no parquet")
+    (tmp_path / "folder.parquet").mkdir()
+    for name in ("scores", "text", "folder"):
+        with pytest.raises(FileExistsError, match=f"{name}.parquet is there and holds something else"):
+            refuse_other(tmp_path / f"{name}.parquet")
