@@ -57,8 +57,8 @@ def _add_filter(verbs: Any) -> None:
         required=True,
         metavar="SQL",
         help="what must be true of a pair, over the table's columns: score (cosine), relative (standard deviations above "
-        "the same caption and image with others), percentile (of relative, 0 to 1), duplicate, duplicate_of, copies (of the caption), "
-        "words, tokens, truncated, width, height, key, caption, caption_number",
+        "the same caption and image with others), percentile (of relative, 0 to 1), duplicate, "
+        "duplicate_of, copies (of the caption), words, tokens, truncated, width, height, key, caption, caption_number",
     )
     parser.add_argument("--out", help="a folder for new shards; a sample goes when none of its captions is left")
     parser.add_argument(
