@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dualenc.cli.common import command, compute_options, data_names, is_store, ks_of
-from dualenc.cli.eval_zeroshot import read_prompts
 from dualenc.cli.evaluation import ENCODER, embedded_data, finish
 
 
@@ -59,6 +58,7 @@ def register(evaluations: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     from dualenc.evaluate.compare.page import evaluate_compare
     from dualenc.evaluate.per_query import write_per_query
+    from dualenc.evaluate.zeroshot.prompts import read_prompts
 
     ks = ks_of(options.ks)
     _check(options)
@@ -107,15 +107,17 @@ def _measured(options: argparse.Namespace, i: int) -> Measured:
 
 def _classed(options: argparse.Namespace, encoder: Any, data: str) -> tuple[list[str], Any, int]:
     from dualenc.evaluate.compare.same_rows import image_keys
-    from dualenc.evaluate.metrics import class_ranks
     from dualenc.evaluate.zeroshot.classifier import classifier
     from dualenc.evaluate.zeroshot.labels import labels
-    from dualenc.evaluate.zeroshot.zeroshot import class_scores
+    from dualenc.evaluate.zeroshot.prompts import read_prompts
+    from dualenc.evaluate.zeroshot.zeroshot import class_places
+    from dualenc.model.names import class_prompts
 
     classes, templates = read_prompts(data)
     embedded = embedded_data(options, data, encoder)[1]
     row, target = labels(embedded, classes.names)
-    rank = class_ranks(class_scores(embedded.images[row], classifier(encoder, classes, templates)), target)
+    weights = classifier(encoder, classes, templates)
+    rank = class_places(embedded.images[row], weights, target, class_prompts(classes, templates))
     keys = image_keys(embedded)
     return [keys[r] for r in row], rank, len(classes.names)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from dualenc.cli.common import command
-from dualenc.cli.eval_zeroshot import read_prompts
 from dualenc.cli.evaluation import (
     CLASSES,
     TEMPLATES,
@@ -104,6 +103,8 @@ def _shots(text: str) -> list[int]:
 
 def _zero_shot(options: argparse.Namespace) -> tuple[Any, list[str] | None]:
     """Classes and templates of the zero-shot classifier; (None, None) where nothing names the classes."""
+    from dualenc.evaluate.zeroshot.prompts import read_prompts
+
     try:
         return read_prompts(options.data, options.classes, options.templates, options.labels)
     except FileNotFoundError:
@@ -114,6 +115,8 @@ def _zero_shot(options: argparse.Namespace) -> tuple[Any, list[str] | None]:
 
 def _names(data: str) -> list[str] | None:
     """The class names that a data set itself says: classnames.txt beside it, or an image folder's sub-folders."""
+    from dualenc.evaluate.zeroshot.prompts import read_prompts
+
     try:
         return read_prompts(data)[0].names
     except FileNotFoundError:

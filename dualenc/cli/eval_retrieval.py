@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dualenc.cli.common import command, data_names, ks_of
-from dualenc.cli.eval_zeroshot import read_prompts, zeroshot_part
+from dualenc.cli.eval_zeroshot import zeroshot_part
 from dualenc.cli.evaluation import (
     Part,
     add_published,
@@ -52,6 +52,7 @@ def register(evaluations: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from dualenc.evaluate.per_query import refuse_other
+    from dualenc.evaluate.zeroshot.prompts import read_prompts
     from dualenc.index.index import Index
 
     check_draws(options.bootstrap)

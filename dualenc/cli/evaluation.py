@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import sys
 import tempfile
@@ -23,7 +22,6 @@ TEMPLATES = (
     "prompt templates: imagenet, simple, plain, a .txt or .json file, FILE.json#NAME, or one such as 'a photo of a {}.'"
 )
 WIDTH = 200  # of what is no terminal
-_TICK = re.compile(r"(?<![^\s])[^.;:]*\btick\b[^.;:]*[.;:]?")  # part of a sentence on the page's bars
 Part = tuple[dict[str, Any], Any]  # what an `evaluate_*` function returns: values of the report, a section of the page
 
 
@@ -82,6 +80,8 @@ def add_published(options: argparse.Namespace, parts: list[Part]) -> None:
 
 
 def embedded_data(options: argparse.Namespace, data: str, encoder: Any = None) -> tuple[Any, Any]:
+    """The encoder, loaded unless it is given, and what it made of the data, or what a store holds. What was left out is told,
+    and kept for the report."""
     if options.curve and not Path(options.curve).is_file():
         raise FileNotFoundError(
             f"{options.curve}: no such file, so there is no training curve; check or leave out --curve"
@@ -184,7 +184,7 @@ def print_table(table: Any) -> None:
         for first, *others in rows:
             lines.append(first or head[0])
             lines += [f"  {name.ljust(names)}  {cell}" for name, cell in zip(head[1:], others, strict=True) if cell]
-    lines += textwrap.wrap(" ".join(_TICK.sub("", _plain(table.note)).split()), min(wide, 110))
+    lines += textwrap.wrap(_plain(table.note), min(wide, 110))
     sys.stdout.writelines(f"  {line}".rstrip() + "\n" for line in lines)
 
 

@@ -76,7 +76,7 @@ def percentile_intervals(
     drawn = np.concatenate([statistics(counts) for counts in draws(count, times, seed)])
     values = statistics(np.ones((1, count)))[0]
     columns = zip(drawn.T, values, np.broadcast_to(shares, len(values)), strict=True)
-    return [share_interval(some, value, count) if share else _percentiles(some) for some, value, share in columns]
+    return [share_interval(some, value, count) if share else percentiles(some) for some, value, share in columns]
 
 
 def share_interval(drawn: Floats, value: float, count: int) -> Interval:
@@ -90,7 +90,7 @@ def share_interval(drawn: Floats, value: float, count: int) -> Interval:
     >>> share_interval(np.ones(1000), 1.0, 3)
     Interval(low=0.43850..., high=1.0)
     """
-    low, high = _percentiles(drawn)
+    low, high = percentiles(drawn)
     variance = np.nanvar(drawn) if not np.isnan(low) else np.nan
     n = value * (1 - value) / variance if variance > _ALIKE else count
     own_low, own_high = wilson(value * n, n)
@@ -111,7 +111,8 @@ def wilson(right: npt.ArrayLike, count: npt.ArrayLike) -> tuple[Floats, Floats]:
     return np.where(known, np.maximum(middle - half, 0), 0.0), np.where(known, np.minimum(middle + half, 1), 1.0)
 
 
-def _percentiles(drawn: Floats) -> Interval:
+def percentiles(drawn: Floats) -> Interval:
+    """The middle LEVEL of a statistic's draws, (times,), those that are NaN left out; NaN where all are."""
     kept = drawn[~np.isnan(drawn)]
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     return Interval(*map(float, np.quantile(kept, ends) if len(kept) else (np.nan, np.nan)))

@@ -148,7 +148,7 @@ def _overall(report: Report, ks: Sequence[int], bootstrap: int, same: str | None
     ]
     note = (
         "Recall@K: share of queries with at least one right answer among the first K. Ties count as misses. "
-        "Rank 1 is best. The tick on a bar is what chance would give."
+        "Rank 1 is best."
     )
     if any(key.endswith("/low") for key in report):
         together = f", those with the same {same} together" if same else ""

@@ -1,4 +1,4 @@
-"""Tables at a terminal: beside each other where they fit, one under the other where not; what a page alone shows is left out."""
+"""Tables at a terminal: beside each other where they fit, one under the other where not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dualenc.cli.evaluation import print_table
 from dualenc.evaluate.intervals import Interval
 from dualenc.evaluate.sections import Share, Table
 
-NOTE = "Ties count as misses. Rank 1 is best. The tick on a bar is what chance would give; draws by image."
+NOTE = "Ties count as misses. Rank\u00a01 is best."
 TABLE = Table(["Class", "Images", "Right"], [["red\x1b[2J", "1,200", Share(0.5, 0.1, Interval(0.4, 0.6))]], NOTE)
 
 
@@ -16,7 +16,7 @@ def test_wide_enough(capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines() == [
         "  Class    Images  Right",
         "  red\ufffd[2J  1,200   50.0 % [40.0, 60.0], chance 10.0",
-        "  Ties count as misses. Rank 1 is best. draws by image.",
+        "  Ties count as misses. Rank 1 is best.",
     ]
 
 

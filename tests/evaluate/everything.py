@@ -71,8 +71,7 @@ def _numbers() -> Section:
                 [f"/runs/{LONG}/encoder", "0.3", "1,200.5", "3,600.0"],
             )
         ],
-        "A wide table scrolls in its card. Ties count as misses. The tick on a bar is what chance would give, the light "
-        "band on it the 95 % interval.",
+        "A wide table scrolls in its card. Ties count as misses. The light band on a bar is the 95 % interval.",
     )
     plain = Table(["", "Text → image", "Image → text"], [["Recall@1", Share(0.5), Share(0.6)], ["Rank", "4", "3.5"]])
     groups = [[f"{CLASSES[i % 6]} {i}", f"{1000 - i:,}", Share(1 - i / 400), CAPTIONS[i % 7]] for i in range(400)]

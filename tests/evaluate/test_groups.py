@@ -347,4 +347,4 @@ def test_many_real_numbers_are_cut_into_parts_of_one_size():
 
 
 def test_the_page_tells_how_to_read_a_gap():
-    assert "the tick is the gap of random groups" in by_group({"hit": [1, 0, 1, 0]}, [*"aabb"], times=5)[1].note
+    assert "chance is the gap of random groups" in by_group({"hit": [1, 0, 1, 0]}, [*"aabb"], times=5)[1].note

@@ -17,7 +17,7 @@ from dualenc.data.known_sets import COCO_VAL2017
 from dualenc.data.lookup import find
 from dualenc.evaluate.composition.caption_pairs import CHANCE, Compared, Pairs, compare, judge, kind_rows, share_of
 from dualenc.evaluate.groups.groups import Report
-from dualenc.evaluate.intervals import TIMES, percentile_intervals
+from dualenc.evaluate.intervals import TIMES, draws, share_interval
 from dualenc.evaluate.ranks import Floats
 from dualenc.evaluate.sections import Embedded, Headline, Section, Share, Table, TextEncoder, check_dim, listed
 
@@ -149,13 +149,15 @@ def _means(pairs: Pairs, won: Floats, bootstrap: int, seed: int) -> Report:
         return np.stack([accuracy[:, some].mean(axis=1) for some in members.values()], axis=1)
 
     value = statistics(np.ones((1, len(image))))[0]
-    drawn = percentile_intervals(statistics, len(image), bootstrap, seed) if bootstrap and len(image) > 1 else []
+    several = bootstrap and len(image) > 1
+    drawn = np.concatenate([statistics(counts) for counts in draws(len(image), bootstrap, seed)]) if several else None
     report: Report = {}
-    for i, name in enumerate(members):
+    for i, (name, some) in enumerate(members.items()):
         key = f"{PREFIX}{name}/accuracy"
         report |= {key: float(value[i]), f"{key}/chance": CHANCE}
-        if drawn and np.isfinite(drawn[i]).all():
-            report |= {f"{key}/low": drawn[i].low, f"{key}/high": drawn[i].high}
+        if drawn is not None:
+            low, high = share_interval(drawn[:, i], float(value[i]), int(count[:, some].any(axis=1).sum()))
+            report |= {f"{key}/low": low, f"{key}/high": high}
     return report
 
 
@@ -172,7 +174,7 @@ def _section(report: Report, compared: Compared, titles: Mapping[str, str], imag
         means: list[list[str | Share]] = [[f"{word}, mean of its kinds", "", share] for word, share in families.items()]
         rows[len(compared.kinds) : len(compared.kinds)] = [*means, ["Mean of all kinds", f"{pairs:,}", overall]]
     absent = [kind for kind in KINDS if kind not in compared.kinds]
-    note = "Ties count as wrong. Chance, the tick on a bar, is 50\u202f%; of the gap, what random kinds of these sizes give."
+    note = "Ties count as wrong. Chance is 50\u202f%; of the gap, what random kinds of these sizes give."
     if absent:
         note += f" Without {', '.join(absent)}: no mean of all kinds that others report."
     said = "of images prefer their true caption" + (f", mean of {len(compared.kinds)} kinds" if several else "")

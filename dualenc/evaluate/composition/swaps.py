@@ -14,7 +14,7 @@ from dualenc.evaluate.ranks import Floats, checked_rows, pair_scores
 from dualenc.evaluate.sections import Embedded, Section, Table, TextEncoder, check_dim
 
 KINDS = {"attribute": "Swapped attributes", "relation": "Swapped relation"}
-NOTE = "Ties count as wrong. Chance, the tick on a bar, is 50\u202f%."
+NOTE = "Ties count as wrong. Chance is 50\u202f%."
 GAP = " Of the gap: what random groups of these sizes would give."
 
 

@@ -189,9 +189,7 @@ def _groups(quads: Sequence[Quad], field: str) -> list[str | None]:
 def _section(report: Report, tables: list[Table], shown: list[Example], count: int) -> Section:
     shares = {name: share_of(report, f"{PREFIX}/{name}", CHANCE[name]) for name in SCORES}
     rows: list[list[str | Share]] = [[SCORES[name], MEANINGS[name], share] for name, share in shares.items()]
-    note = (
-        "Share of examples where all comparisons come out strictly right; the tick on a bar is what chance would give."
-    )
+    note = "Share of examples where all comparisons come out strictly right."
     drawn = "Drawn at random, those with a right group score first; an example's two images stand one after the other."
     return Section(
         title="Composition: Winoground",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dualenc.evaluate.groups.split import Split
-from dualenc.evaluate.intervals import LEVEL, Interval, share_interval
+from dualenc.evaluate.intervals import Interval, percentiles, share_interval
 from dualenc.evaluate.ranks import Floats, Ints
 from dualenc.evaluate.sections import Share, Table
 
@@ -64,11 +64,7 @@ def compare(
     for group in found:
         report[f"{prefix}{group.name}/count"] = group.size
         for m, metric in enumerate(metrics):
-            drawn = None if group.drawn is None else group.drawn[:, m]
-            report |= _entries(f"{prefix}{group.name}/{metric}", group.value[m], drawn)
-            if shown[m].share and drawn is not None and not np.isnan(group.value[m]):
-                low, high = share_interval(drawn, float(group.value[m]), group.size)
-                report |= {f"{prefix}{group.name}/{metric}/low": low, f"{prefix}{group.name}/{metric}/high": high}
+            report |= _entries(f"{prefix}{group.name}/{metric}", group.value[m], _between(group, m, shown[m].share))
     for m, metric in enumerate(metrics):
         report |= _gap([found[g] for g in compared], m, prefix, metric, shown[m].lower)
         report |= _chance(f"{prefix}gap/{metric}", report[f"{prefix}gap/{metric}"], gaps[:, m])
@@ -88,8 +84,16 @@ def _gap(groups: list[_Group], m: int, prefix: str, metric: str, lower: bool) ->
         f"{prefix}worst_group/{metric}": groups[worst].name,
     }
     ends = [groups[g].drawn for g in (best, worst)]
-    drawn = None if ends[0] is None or ends[1] is None else (ends[0] - ends[1])[:, m] * (-1 if lower else 1)
-    return report | _entries(f"{prefix}gap/{metric}", float(np.ptp(value)), drawn)
+    apart = None if ends[0] is None or ends[1] is None else (ends[0] - ends[1])[:, m] * (-1 if lower else 1)
+    between = None if apart is None else percentiles(apart)
+    return report | _entries(f"{prefix}gap/{metric}", float(np.ptp(value)), between)
+
+
+def _between(group: _Group, m: int, share: bool) -> Interval | None:
+    if group.drawn is None or np.isnan(group.value[m]):
+        return None
+    drawn = group.drawn[:, m]
+    return share_interval(drawn, float(group.value[m]), group.size) if share else percentiles(drawn)
 
 
 def _spread(values: Floats) -> Floats:
@@ -129,13 +133,11 @@ def _chance(key: str, gap: float | int | str | None, random: Floats) -> Report:
     return {f"{key}/chance": float(random.mean()), f"{key}/p": (1 + far) / (1 + len(random))}
 
 
-def _entries(key: str, value: float, drawn: Floats | None) -> Report:
-    """A metric's keys: its value, and its interval's ends where it was drawn."""
+def _entries(key: str, value: float, between: Interval | None) -> Report:
+    """A metric's keys: its value, and its interval's ends where it has one."""
     report: Report = {key: _number(value)}
-    kept = np.empty(0) if drawn is None else drawn[~np.isnan(drawn)]
-    if len(kept):
-        low, high = np.quantile(kept, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        report |= {f"{key}/low": float(low), f"{key}/high": float(high)}
+    if between is not None and not np.isnan(between.low):
+        report |= {f"{key}/low": between.low, f"{key}/high": between.high}
     return report
 
 
@@ -180,7 +182,7 @@ def _note(report: Report, prefix: str, groups: int, metrics: list[str], shown: l
     if any(key.endswith("/high") for key in report):
         said.append(
             "The gap's interval is that of these two groups' difference, as if they had been named beforehand; small groups lie "
-            "apart by chance alone, and the tick is the gap of random groups."
+            "apart by chance alone: chance is the gap of random groups."
         )
     p = [(measure.title, report.get(f"{prefix}gap/{metric}/p")) for metric, measure in zip(metrics, shown, strict=True)]
     if told := [f"{title} {value:.3f}" for title, value in p if isinstance(value, float)]:

@@ -62,6 +62,11 @@ def by_group(
             "infinite; give one finite value and one group a query"
         )
     split = Split.of(group, cluster)
+    return compare(split, _source(split, columns, means, times), list(values), times, seed, prefix, measures or {})
+
+
+def _source(split: Split, columns: Floats, means: int, times: int) -> Source:
+    """Means of the first `means` columns of (Q, M) values, and medians of the others, of any of the split's units."""
     sums = np.stack([np.bincount(split.unit, c, minlength=split.units) for c in columns[split.row, :means].T], axis=1)
     size = np.bincount(split.unit, minlength=split.units).astype(np.float64)
     order = np.argsort(split.unit, kind="stable")
@@ -73,7 +78,7 @@ def by_group(
         return places[start + np.arange(len(start))]
 
     def value(units: Ints) -> Floats:
-        middle = np.median(places_of(units), axis=0) if medians else ()
+        middle = np.median(places_of(units), axis=0) if places.shape[1] else ()
         return np.concatenate([sums[units].sum(axis=0) / size[units].sum(), middle])
 
     def drawn(units: Ints, own_seed: int) -> Floats:
@@ -88,7 +93,7 @@ def by_group(
 
         return np.concatenate([metrics(counts) for counts in draws(len(n), times, own_seed)])
 
-    return compare(split, Source(value, drawn), list(values), times, seed, prefix, measures or {})
+    return Source(value, drawn)
 
 
 def by_group_of(

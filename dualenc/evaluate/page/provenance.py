@@ -17,9 +17,7 @@ from dualenc.data.shards import Source, open_source
 from dualenc.embed.store import open_store
 from dualenc.files import sha256
 
-MOST_READ = (
-    20_000  # samples whose bytes enter a checksum: ImageNet's 50,000 would be a minute of reading, a third is not
-)
+MOST_READ = 20_000  # samples whose bytes enter a checksum: all of a large set would be long to read
 
 
 class Checksum(NamedTuple):

@@ -15,7 +15,19 @@ from PIL import Image
 
 from dualenc.data.shards import read_at
 from dualenc.evaluate.page.curve import panels
-from dualenc.evaluate.page.words import bar, cell, flat, grouped, interval, nearest, number, numeric, percent, values
+from dualenc.evaluate.page.words import (
+    bar,
+    below,
+    cell,
+    flat,
+    grouped,
+    interval,
+    nearest,
+    number,
+    numeric,
+    percent,
+    values,
+)
 from dualenc.evaluate.sections import Panel, Picture, Section, Share
 from dualenc.files import whole_file, write_json
 from dualenc.images import decode
@@ -78,6 +90,7 @@ def render(
         "number": number,
         "cell": cell,
         "numeric": numeric,
+        "below": below,
         "thumbnail": thumbnail,
         "drawn": Markup,  # by us, its labels escaped by matplotlib
     }

@@ -85,6 +85,16 @@ def number(value: Any) -> str:
     return f"{value:,}"
 
 
+def below(table: Table) -> str:
+    """What stands below a table: its note, and what the tick on its bars is where they have one.
+
+    >>> below(Table(["", "Right"], [["red", Share(0.5, 0.1)]], "Ties count as wrong."))
+    'Ties count as wrong. The tick on a bar is chance.'
+    """
+    ticks = any(isinstance(cell, Share) and cell.chance is not None for row in table.rows for cell in row)
+    return f"{table.note} The tick on a bar is chance.".strip() if ticks else table.note
+
+
 def numeric(table: Table) -> list[bool]:
     """Which columns hold nothing but numbers as text, which stand at the right.
 

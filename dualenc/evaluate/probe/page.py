@@ -81,8 +81,7 @@ def _overall(report: Report, shots: Sequence[int], seeds: int) -> Table:
     return Table(
         columns,
         rows,
-        "Intervals: 95 %, test images drawn anew. The tick on a bar is what chance would give. Mean over classes: of the "
-        f"share that each class gets right.{drawn}",
+        f"Intervals: 95 %, test images drawn anew. Mean over classes: of the share that each class gets right.{drawn}",
     )
 
 

@@ -19,8 +19,8 @@ from dualenc.evaluate.probe.page import page
 from dualenc.evaluate.probe.progress import Progress
 from dualenc.evaluate.sections import Embedded, Section, TextEncoder, check_dim
 from dualenc.evaluate.zeroshot.classifier import classifier
-from dualenc.evaluate.zeroshot.zeroshot import class_scores
-from dualenc.model.names import Classes, in_order_of
+from dualenc.evaluate.zeroshot.zeroshot import class_places
+from dualenc.model.names import Classes, class_prompts, in_order_of
 
 SHOTS = (1, 2, 4, 8, 16)  # as in CLIP's paper
 VALIDATED_ON = (
@@ -137,8 +137,9 @@ def _zero_shot(
             f"{len(unknown)} classes of the data ({unknown[0]!r}) are none of the {len(classes.names)} class names; give "
             "the list the labels were made with"
         )
-    weights = classifier(encoder, classes, templates)[where]
-    return class_ranks(class_scores(found.test.rows, weights), found.test.target) == 0
+    weights, prompts = classifier(encoder, classes, templates), class_prompts(classes, templates)
+    own_prompts = [prompts[at] for at in where]
+    return class_places(found.test.rows, weights[where], found.test.target, own_prompts) == 0
 
 
 def _check_shots(shots: Sequence[int], seeds: int) -> None:

@@ -154,7 +154,7 @@ def _results(outcomes: Sequence[Outcome]) -> Table:
         names = [one.combination.encoder.name, one.combination.data.name, *([templates_of(one) or ""] * zeroshot)]
         rows.append([*names, *(found.get(title, "–") for title in titles), *known])
     columns = ["Encoder", "Data", *(["Templates"] * zeroshot), *titles, "Parameters", "Samples seen"]
-    note = "Below a share its 95 % interval; the tick on a bar is what chance would give. Everything is in results.csv."
+    note = "Each share has its 95 % interval. Everything is in results.csv."
     return Table(columns, rows, note)
 
 

@@ -72,9 +72,10 @@ def _settings(sweep: Sweep, combination: Combination) -> dict[str, Any]:
     data = combination.data
     if data.task == "retrieval":
         return {"task": data.task, "ks": list(sweep.ks)}
+    from dualenc.evaluate.zeroshot.prompts import read_prompts
     from dualenc.model.names import templates
 
-    classes, prompts = _classes(data)
+    classes, prompts = read_prompts(data.path, data.classes, label=data.label)
     prompts = prompts if combination.templates is None else templates(combination.templates)
     return {
         "task": data.task,
@@ -83,24 +84,6 @@ def _settings(sweep: Sweep, combination: Combination) -> dict[str, Any]:
         "prompts": prompts,
         "label": data.label,
     }
-
-
-def _classes(data: Data) -> tuple[Any, list[str]]:
-    """(Classes, templates): those the sweep names, else what lies beside the data, or its folders' names."""
-    from dualenc.data.classes import folder_classes
-    from dualenc.evaluate.zeroshot.own_names import chosen_classes
-    from dualenc.model.names import Classes, check_class_names, class_files, templates
-
-    if data.classes is not None:
-        return chosen_classes(data.classes, data.path, data.label), templates()
-    try:
-        names, beside = class_files(data.path)
-    except FileNotFoundError:
-        folders = folder_classes(data.path)
-        if folders is None:
-            raise
-        names, beside = check_class_names(folders, data.path), templates()
-    return Classes(names), beside
 
 
 def _of_encoder(

@@ -1,6 +1,6 @@
 """Zero-shot classifiers that are made once and kept: a file for each encoder and set of prompts.
 
-80,000 prompts (1,000 classes, 80 templates) take a CPU half an hour; what they make is 2 MB.
+80,000 prompts (1,000 classes, 80 templates) take a CPU minutes; what they make is 2 MB.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def by_groups(
 
 def _by_class(table: pa.Table) -> Table:
     shown = classes_shown(table, "average_precision", "Average precision")
-    note = f"{shown.note} The tick is what a random order gives in the mean."
+    note = f"{shown.note} Chance is what a random order gives in the mean."
     return shown._replace(note=note.strip())
 
 

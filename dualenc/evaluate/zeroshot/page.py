@@ -121,7 +121,7 @@ def _overall(report: Report, named: Named) -> Table:
         for key, word in WORDS.items()
         if report[f"{named.key}/{key}"] is not None
     ]
-    note = "Ties count as wrong. The tick on a bar is what chance would give; the interval is 95 %, images drawn anew."
+    note = "Ties count as wrong. The interval is 95 %, images drawn anew."
     if report[f"{named.key}/absent"]:
         note += " The mean is over the classes that occur."
     if named.duplicates:

@@ -111,7 +111,7 @@ def calibration_table(found: Calibrated, report: Mapping[str, Any], name: str) -
             row(f"Temperature {found.shown}", "_fitted"),
         ],
         f"Expected calibration error: how far confidence lies from accuracy, over {BINS} bins of equal width; perfect "
-        f"calibration would give about {floor} % here, the tick. The "
+        f"calibration would give about {floor} % here. The "
         "temperature has the least negative log-likelihood (NLL); what it gains is measured on two halves of the images, "
         f"each with the temperature of the other. Less is better in all columns.{end}",
     )

@@ -1,4 +1,4 @@
-"""Class names that a user gives, in the order in which the data's own layout numbers its classes."""
+"""Which classes and templates a data set is judged by: those a user names, or those that its own layout says."""
 
 from __future__ import annotations
 
@@ -9,9 +9,35 @@ from pathlib import Path
 from dualenc.beside import CLASS_NAMES, class_folder
 from dualenc.data.classes import folder_classes
 from dualenc.model.name_files import lines_of
-from dualenc.model.names import Classes, in_order_of, read_classes
+from dualenc.model.names import Classes, check_class_names, class_files, in_order_of, read_classes, templates
 
 log = logging.getLogger("dualenc")
+
+
+def read_prompts(
+    data: str, classes: str | None = None, prompts: str | None = None, label: str = "label"
+) -> tuple[Classes, list[str] | None]:
+    """(Classes, templates) by what the user said of them, in the order of the data's labels; else what lies beside the
+    data, or is its folders' names.
+
+    Templates are None where classes have prompts of their own. FileNotFoundError where nothing names the classes.
+    """
+    if classes is not None:
+        chosen = chosen_classes(classes, data, label)
+        return chosen, None if prompts is None and chosen.prompts else templates(prompts)
+    for place in _places(Path(data)):
+        try:
+            names, beside = class_files(place)
+        except FileNotFoundError:
+            folders = folder_classes(place)
+            if folders is None:
+                continue
+            names, beside = check_class_names(folders, str(place)), templates()
+        return Classes(names), templates(prompts) if prompts else beside
+    raise FileNotFoundError(
+        f"{data}: no classnames.txt in it or one folder up, and no folders by class, so classes have no names; "
+        "give --classes, or write that file, a name a line in the order of the labels"
+    )
 
 
 def chosen_classes(source: str, data: str, label: str = "label") -> Classes:
@@ -33,7 +59,7 @@ def chosen_classes(source: str, data: str, label: str = "label") -> Classes:
 def own_names(data: str | Path) -> list[str] | None:
     """The names of a data set's classes in the order of its numbers: classnames.txt beside it, or those of its folders or
     its table; of a store, of what it was embedded from. None where nothing says them."""
-    for place in (Path(data), *_made_from(Path(data))):
+    for place in _places(Path(data)):
         folder = class_folder(place if place.is_dir() else place.parent)
         if folder is not None:
             return lines_of(folder / CLASS_NAMES)
@@ -42,14 +68,14 @@ def own_names(data: str | Path) -> list[str] | None:
     return None
 
 
-def _made_from(data: Path) -> list[Path]:
-    """What a store was embedded from, where it says so and that is there still."""
+def _places(data: Path) -> list[Path]:
+    """The data, and what a store was embedded from, where it says so and that is there still."""
     from dualenc.embed.store import open_store
 
     if not any((data / kind).is_dir() for kind in ("img_emb", "text_emb")):
-        return []
+        return [data]
     source = (open_store(data).manifest.get("plan") or {}).get("source")
-    return [Path(source)] if source and Path(source).exists() else []
+    return [data, Path(source)] if source and Path(source).exists() else [data]
 
 
 @functools.cache  # whoever asks for the classes of the same data again knows it

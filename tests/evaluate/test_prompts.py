@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dualenc.data.shards import open_source
 from dualenc.embed.run import write_store
-from dualenc.evaluate.zeroshot import own_names as module
-from dualenc.evaluate.zeroshot.own_names import chosen_classes, own_names
+from dualenc.evaluate.zeroshot import prompts as module
+from dualenc.evaluate.zeroshot.prompts import chosen_classes, own_names
 from dualenc.model.encoder import DualEncoder
 from tests.small import loaded, png, write_shards
 
