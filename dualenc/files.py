@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,15 +45,17 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 def whole_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; rename it to `path` at the end, remove it on any error.
 
-    Raises FileExistsError when `path` is there already and not empty: nothing of a user's is overwritten, unless
-    `replace`, which keeps the old folder until the new one is complete.
+    What a killed process left half made goes first. Raises FileExistsError when `path` is there already and not empty:
+    nothing of a user's is overwritten, unless `replace`, which keeps the old folder until the new one is complete.
     """
     path = Path(path)
     if not replace:
         refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _clear(path)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     old = partial.with_suffix(".old")
+    held = _hold(partial)
     try:
         yield partial
         partial.chmod(0o777 & ~_umask())
@@ -67,6 +71,34 @@ def whole_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     finally:
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _hold(folder: Path) -> int | None:
+    """Lock a folder for as long as this process lives; None where another one has it, or where nothing can be locked."""
+    try:
+        import fcntl  # not on Windows
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return handle
+    except OSError:
+        os.close(handle)
+        return None
+
+
+def _clear(path: Path) -> None:
+    """Remove what killed processes left of `path` in the making: folders that nobody holds."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+        with contextlib.suppress(OSError):  # its maker is done with it
+            young = time.time() - partial.stat().st_mtime < 60  # its maker may be about to hold it
+            if not young and (held := _hold(partial)) is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+                os.close(held)
 
 
 def refuse_existing(path: Path) -> None:

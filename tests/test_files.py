@@ -78,6 +78,21 @@ def test_a_folder_is_replaced_only_when_asked(tmp_path):
     assert names(tmp_path) == ["d"] and names(tmp_path / "d") == ["y"]
 
 
+def test_what_a_killed_process_left_goes_first_and_what_is_being_made_stays(tmp_path):
+    with whole_folder(tmp_path / "d") as held:
+        (held / "x").write_text("1")
+        left, fresh, other = (tmp_path / f".{name}.tmp" for name in ("d.0a1b2c3d", "d.fresh_00", "other.0a1b2c3d"))
+        for folder in (left, fresh, other):
+            folder.mkdir()
+        (left / "half").write_bytes(b"half")
+        for folder in (left, held, other):
+            os.utime(folder, (1, 1))
+        with pytest.raises(Crash), whole_folder(tmp_path / "d"):
+            raise Crash
+        assert names(tmp_path) == sorted(folder.name for folder in (held, fresh, other))
+    assert names(tmp_path / "d") == ["x"]
+
+
 def test_the_old_folder_comes_back_when_the_last_rename_fails(tmp_path, monkeypatch):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "old").write_text("old")
