@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from dualenc.serve.gather import Gather
 from dualenc.serve.lanes import Lane
 from dualenc.serve.quiet import open_libraries, quietly
 from dualenc.serve.threads import Plan
@@ -21,6 +22,7 @@ from dualenc.serve.threads import Plan
 log = logging.getLogger("dualenc.serve")
 
 TEXTS, IMAGES = 32, 8  # that go through a tower at once
+QUICK, TOGETHER = 0.0004, 8  # seconds that a text may take on the event loop, and how many go together there
 RETRY, SELDOM = 30.0, 600.0  # seconds until one that failed is loaded again; twice as many each time, up to SELDOM
 
 
@@ -72,6 +74,7 @@ class Slot:
         self.again = math.inf  # time.monotonic() from which on, once it has failed, it is to be replaced
         self.loaded: concurrent.futures.Future[Encoder] = concurrent.futures.Future()
         self.lanes: dict[str, Lane] = {}
+        self.quick: Gather | None = None  # for single short texts, where the tower is quick
 
     @property
     def state(self) -> str:
@@ -149,7 +152,7 @@ class Encoders:
                 if encoder is None:
                     encoder = load(slot.need, self._precision, self._plan.image)
                     _check(encoder, slot.need)
-                    slot.lanes = _lanes(encoder, self._plan)
+                    slot.lanes, slot.quick = _lanes(encoder, self._plan), _quick(encoder)
             except BaseException as error:
                 log.error("encoder %s: %s", slot.need.name, " ".join(str(error).split()) or type(error).__name__)
                 slot.again = time.monotonic() + slot.patience
@@ -168,7 +171,7 @@ class Encoders:
                     continue
                 named = need.fingerprint is None and other.need.name == need.name
                 if named or encoder.fingerprint == need.fingerprint:
-                    slot.lanes = other.lanes
+                    slot.lanes, slot.quick = other.lanes, other.quick
                     return encoder
         return None
 
@@ -198,6 +201,14 @@ def _lanes(encoder: Encoder, plan: Plan) -> dict[str, Lane]:
         "text": lane("text", encoder.embed_texts, TEXTS, plan.text),
         "image": lane("image", encoder.embed_images, IMAGES, plan.image),
     }
+
+
+def _quick(encoder: Encoder) -> Gather | None:
+    """The event loop as a lane of its own, for a text tower that is quick enough there on one thread."""
+    if getattr(encoder, "text_seconds", math.inf) > QUICK:
+        return None
+    begin = getattr(encoder, "begin", lambda threads: None)
+    return Gather(lambda texts: encoder.embed_texts(texts), TOGETHER, begin=lambda: begin(1))
 
 
 def _lanes_of(slots: Iterable[Slot]) -> dict[Lane, None]:

@@ -8,6 +8,7 @@ never int8, which is left to those who measured it on their own data.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ log = logging.getLogger("dualenc.serve")
 LARGE = 30_000_000  # weights from which on matrix products are most of the time
 CLOSE = 0.99  # least cosine between a row of the smaller type and float32's
 PROBES = ("a dog", "two people ride their bicycles along the river on a sunny day")
+TEXTS = [f"{number} dogs and a red bicycle by the river" for number in range(8)]  # as long as searches are
 
 
 class Served:
@@ -40,6 +42,7 @@ class Served:
             self._cast()
         encoder.trace_text()
         self._probe()  # the first pass of a tower takes longer than those after it
+        self.text_seconds = self._text_seconds()
 
     def begin(self, threads: int) -> None:
         """Called in each thread that embeds, before it does."""
@@ -54,6 +57,19 @@ class Served:
     def embed_images(self, images: Sequence[Any]) -> np.ndarray:
         """(N, D) float32 unit rows of PIL images. ValueError: one that does not decode."""
         return self._unit(self._encoder.embed_images(images))
+
+    def _text_seconds(self) -> float:
+        """What one of eight texts takes that one thread embeds together, at best."""
+        threads, took = torch.get_num_threads(), []
+        torch.set_num_threads(1)
+        try:
+            for _ in range(5):
+                start = time.perf_counter()
+                self.embed_texts(TEXTS)
+                took.append(time.perf_counter() - start)
+        finally:
+            torch.set_num_threads(threads)
+        return min(took) / len(TEXTS)
 
     def _unit(self, rows: np.ndarray) -> np.ndarray:
         # a row that was normalised in bfloat16 is up to 0.4 % off

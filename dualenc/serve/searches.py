@@ -1,7 +1,7 @@
 """Searches: quick ones at once, others of the same index and settings together; what takes long goes another way.
 
 Handing a search to a thread and back takes longer than a quick search where many ask, as each side waits for Python's lock
-in turn. So quick ones are done on the event loop itself.
+in turn. So quick ones are done on the event loop itself, together with those of the same round of it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dualenc.serve import threads
+from dualenc.serve.gather import Gather
 from dualenc.serve.lanes import Lane, to_its_end
 from dualenc.serve.observe import hit, miss, stage
 from dualenc.serve.problems import Problem
@@ -37,6 +38,7 @@ class Searches:
             name: Lane(f"search {name}", self._timed, BATCH, plan.search, BUDGET, threads.search_alone)
             for name in names
         }
+        self._quick = Gather(self._by_key, BATCH, quiet=0)
         self._run = run
         # by index (a generation): seconds that a plain search takes, about; and whose turn it is to prepare a filter
         self._cost: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
@@ -64,8 +66,16 @@ class Searches:
                 return (await self._run(_together, key, [vector]))[0]
             lane = self._lanes[name]
             if _plain(key) and self._cost.get(index, QUICK + 1) <= QUICK and not lane.closed:
-                return self._timed(key, [vector])[0]
+                return await self._quick.do((key, vector))
             return await lane.do(vector, key)
+
+    def _by_key(self, asked: list[tuple[Key, np.ndarray]]) -> list[Hits]:
+        """Those of equal keys together."""
+        hits = {
+            key: iter(self._timed(key, [vector for other, vector in asked if other == key]))
+            for key in dict.fromkeys(key for key, _ in asked)
+        }
+        return [next(hits[key]) for key, _ in asked]
 
     def _timed(self, key: Any, vectors: list[np.ndarray]) -> list[Hits]:
         started = time.perf_counter()

@@ -69,10 +69,12 @@ def test_it_loads_in_the_background_and_embeds_through_its_lanes(monkeypatch):
 
 def test_indexes_of_one_fingerprint_share_one_encoder(monkeypatch):
     made = use_fake_encoders(monkeypatch)
+    monkeypatch.setattr(FakeEncoder, "text_seconds", 0.0, raising=False)
 
     async def scenario(some):
         one, same, moved = await settled(some, index(), index(), index(encoder="elsewhere/copy"))
         assert one is same and moved is not one
+        assert one.quick is not None and moved.quick is one.quick
         assert len(made) == 1 and moved.lanes is one.lanes and moved.loaded.result() is one.loaded.result()
         [unsigned] = await settled(some, index(fingerprint=None))  # does not say whose it is: by name
         assert len(made) == 1 and unsigned.lanes is one.lanes
@@ -230,6 +232,7 @@ def test_the_real_one_is_loaded_quietly_and_as_the_index_was_made(encoder, encod
     served = encoders.load(need, "auto", 1)
     assert gc.isenabled() and served.precision == "float32"  # a tiny one
     assert (served.dim, served.fingerprint) == (encoder.dim, encoder.fingerprint)
+    assert 0 < served.text_seconds < 10
     assert served.logit_scale == pytest.approx(encoder.model.logit_scale.exp().item())
     texts = ["a dog", "two dogs and a cat"]
     # as one graph (dualenc.model.traced), whose products are summed in another order

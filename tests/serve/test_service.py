@@ -94,8 +94,38 @@ def test_texts_that_come_together_are_embedded_together(folder, monkeypatch):
     served(scenario, folder)
 
 
-def test_a_text_that_fails_fails_alone(folder, monkeypatch):
+def test_short_texts_of_a_quick_tower_are_embedded_on_the_event_loop_and_others_beside_it(folder, monkeypatch):
+    fake, here = FakeEncoder(), []
+    plain, fake.text_seconds = fake.embed_texts, encoders.QUICK
+
+    def noted(texts):
+        here.append(threading.current_thread() is threading.main_thread())
+        return plain(texts)
+
+    begun = []
+    fake.embed_texts, fake.begin = noted, lambda threads: begun.append((threads, threading.current_thread().name))
+    monkeypatch.setattr(encoders, "load", lambda *_: fake)
+
+    async def scenario(service, live):
+        await service.settled(10)
+        words = [f"text {i}" for i in range(20)]
+        rows = await asyncio.gather(*(service.texts(live, [word]) for word in words))
+        assert np.array_equal(np.concatenate(rows), [fake_row(word.encode()) for word in words])
+        assert fake.calls == [8, 8, 4] and all(here)  # together, and not so many that others wait for long
+        assert begun.count((1, "MainThread")) == 1  # one thread's work
+        await service.texts(live, ["x" * embeddings.SHORT])
+        assert all(here)
+        await service.texts(live, ["x" * (embeddings.SHORT + 1)])
+        await service.texts(live, ["several", "texts"])
+        assert here[-2:] == [False, False] and len(here) == 6
+
+    served(scenario, folder)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_text_that_fails_fails_alone(folder, monkeypatch, quick):
     fake = FakeEncoder()
+    fake.text_seconds = 0.0 if quick else encoders.QUICK + 1e-6
     plain = fake.embed_texts
 
     def picky(texts):

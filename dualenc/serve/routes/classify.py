@@ -8,11 +8,11 @@ from fastapi import APIRouter, Request, Response
 from dualenc.model.names import probabilities
 from dualenc.serve.problems import Problem, responses
 from dualenc.serve.query import Part, embedded_pictures
-from dualenc.serve.routes.bodies import body_of, long_reply, read, reply
+from dualenc.serve.routes.bodies import Direct, body_of, long_reply, read, reply
 from dualenc.serve.routes.replies import ClassifyReply, EmbedReply
 from dualenc.serve.schemas import MOST_IMAGES, ClassifyRequest, EmbedRequest
 
-router = APIRouter(tags=["encoder"])
+router = APIRouter(tags=["encoder"], route_class=Direct)
 REFUSALS = responses(400, 403, 404, 409, 413, 415, 422, 500, 503)
 
 

@@ -8,12 +8,12 @@ from fastapi import APIRouter, Request, Response
 
 from dualenc.serve.problems import responses
 from dualenc.serve.query import allowed, parts_of, vector_of
-from dualenc.serve.routes.bodies import body_of, long_reply, read
+from dualenc.serve.routes.bodies import Direct, body_of, long_reply, read
 from dualenc.serve.routes.hits import answer, hits_of
 from dualenc.serve.routes.replies import SearchReply
 from dualenc.serve.schemas import MOST_TERMS, SearchRequest
 
-router = APIRouter(tags=["search"])
+router = APIRouter(tags=["search"], route_class=Direct)
 
 
 @router.post(
