@@ -154,7 +154,10 @@ def _into_file(work: _Work, out: Path) -> int:
         raise IsADirectoryError(
             f"{out} is a folder, and the labels are one file; name one, such as {out / 'labels.parquet'}"
         )
+    finished = out.exists()
     found = write_labels(out, work.plan(), work.count, work.tables)
+    if finished:
+        sys.stderr.write(f"dualenc: {out} was finished before and stays as it is; remove it to make the labels anew\n")
     if work.options.json:
         import pyarrow.parquet as pq
 

@@ -63,11 +63,14 @@ def used_for(rows: Any) -> dict[str, Any]:
 
 
 def ks_of(text: str) -> tuple[int, ...]:
-    """The numbers of `--ks 1,5,10`, each once."""
+    """The numbers of `--ks 1,5,10`, each once. ValueError: one that is no whole number from 1."""
     try:
-        return tuple(dict.fromkeys(int(k) for k in text.split(",")))
+        ks = tuple(dict.fromkeys(int(k) for k in text.split(",")))
     except ValueError:
         raise ValueError(f"--ks {text!r} is not a list of whole numbers; write 1,5,10") from None
+    if min(ks) < 1:
+        raise ValueError(f"--ks {text!r}: k is {min(ks)}, and among no hits none is right; write 1 or more: 1,5,10")
+    return ks
 
 
 def data_names(paths: Sequence[str]) -> list[str]:

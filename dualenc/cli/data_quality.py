@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from dualenc.cli.common import command, compute, compute_options, is_store, ks_of, print_json, printable, used_for
-from dualenc.cli.evaluation import ENCODER
+from dualenc.cli.evaluation import ENCODER, check_out, dropped, embedded_rows, note_dropped
 
 
 def add(verbs: Any) -> None:
@@ -93,14 +95,15 @@ def _add_overlap(verbs: Any) -> None:
 
 def run_score(options: argparse.Namespace) -> int:
     from dualenc.evaluate.quality.score import score_pairs
-    from dualenc.files import refuse_existing
 
-    refuse_existing(Path(options.out))  # before the work
+    _check(options)
     if options.examples < 0:
         raise ValueError(f"--examples {options.examples}: so many pairs cannot be shown; use 0 or more")
     encoder, store = _scored_store(options)
     spec = None if encoder is None else encoder.spec["text"]
     scored = score_pairs(store, options.out, threshold=options.threshold, spec=spec)
+    note_dropped(options, options.data, _not_scored(store))
+    scored = scored._replace(report=scored.report | dropped(options))
     if options.report:
         from dualenc.evaluate.page.report import write_report
         from dualenc.evaluate.quality.score_page import score_section
@@ -119,6 +122,20 @@ def run_score(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check(options: argparse.Namespace) -> None:
+    """ValueError or OSError, before the work, where nothing can be alike, or where nothing can be written."""
+    from dualenc.files import refuse_existing
+
+    if not 0 < options.threshold <= 1:
+        raise ValueError(f"--threshold {options.threshold:g}: no such cosine can be reached; use one above 0, up to 1")
+    if options.out:
+        refuse_existing(Path(options.out))
+        if Path(options.out).is_dir():
+            raise ValueError(f"--out {options.out} is a folder, and the table is one file; name a file")
+        check_out(str(Path(options.out).parent))
+    check_out(options.report)
+
+
 def _scored_store(options: argparse.Namespace) -> tuple[Any, Any]:
     """The encoder where one was named, and the store: the one given, or the data embedded into one."""
     from dualenc.embed.store import open_store
@@ -134,10 +151,31 @@ def _scored_store(options: argparse.Namespace) -> tuple[Any, Any]:
     from dualenc.embed.run import write_store
 
     source = open_source(options.data)  # before the encoder: a wrong path is told at once
+    _check_captions(source)
     encoder = _encoder(options, None)
     folder = Path(options.store) if options.store else Path(options.out).with_suffix(".store")
     sys.stderr.write(f"embeddings: {folder} (kept: run again to go on, or to score with other settings)\n")
     return encoder, write_store(encoder, source, folder, dtype="float32", **compute(options))
+
+
+def _check_captions(source: Any) -> None:
+    """ValueError, before the encoder works, where no sample has a caption. It looks no further than the first that has."""
+    from dualenc.data.sample import BadSample
+
+    for i in range(len(source)):
+        with contextlib.suppress(BadSample, OSError):  # counted where samples are embedded
+            if source.sample(i, ("txt",)).captions():
+                return
+    raise ValueError(
+        f"{source.path}: none of its {len(source):,} samples has a caption, so there are no pairs to score; put captions "
+        "beside the images, as KEY.txt"
+    )
+
+
+def _not_scored(store: Any) -> Counter[str]:
+    """How many samples have no line in the table, by reason: the store is without them, or they have no caption."""
+    silent = store.rows - len(set(store.image_row.tolist()))
+    return Counter(store.manifest.get("dropped", {})) + Counter({"missing caption": silent})
 
 
 def _encoder(options: argparse.Namespace, store: Any) -> Any:
@@ -179,12 +217,10 @@ def run_filter(options: argparse.Namespace) -> int:
 
 def run_overlap(options: argparse.Namespace) -> int:
     from dualenc.evaluate.quality.overlap import evaluate_overlap, fitting, overlap, overlap_section, shared_captions
-    from dualenc.files import refuse_existing
     from dualenc.index.vectors import as_rows
 
     ks = ks_of(options.ks)
-    if options.out:
-        refuse_existing(Path(options.out))  # before the work
+    _check(options)
     encoder, (train, test) = _both(options)
     captioned = len(set(test.image_row.tolist()))
     above, ks = [k for k in ks if k > captioned], fitting(ks, captioned)
@@ -195,7 +231,7 @@ def run_overlap(options: argparse.Namespace) -> int:
         )
     found = overlap(as_rows(train.images), train.metadata["key"].to_pylist(), test, options.threshold, options.out)
     report = evaluate_overlap(test, found, options.threshold, ks)
-    report["shared_captions"] = shared_captions(train.text_metadata, test.text_metadata)
+    report |= {"shared_captions": shared_captions(train.text_metadata, test.text_metadata)} | dropped(options)
     section = overlap_section(report, test, train.metadata, found, ks)
     if options.report:
         from dualenc.evaluate.page.provenance import provenance
@@ -214,23 +250,30 @@ def run_overlap(options: argparse.Namespace) -> int:
 def _both(options: argparse.Namespace) -> tuple[Any, list[Any]]:
     """The encoder, and training and test data embedded by it."""
     from dualenc.data.shards import open_source
-    from dualenc.embed.run import embed_source, read_embedded
     from dualenc.embed.store import open_store
 
     names = [options.train, options.test]
     stores = [open_store(name) if is_store(name) else None for name in names]
     sources = [None if store else open_source(name) for name, store in zip(names, stores, strict=True)]
     encoder = _encoder(options, next((store for store in stores if store is not None), None))
-    return encoder, [
-        read_embedded(name, encoder) if source is None else embed_source(encoder, source, **compute(options))
-        for name, source in zip(names, sources, strict=True)
-    ]
+    return encoder, [_embedded(options, name, source, encoder) for name, source in zip(names, sources, strict=True)]
+
+
+def _embedded(options: argparse.Namespace, data: str, source: Any, encoder: Any) -> Any:
+    """One of both, embedded or read from its store (source: None). ValueError: nothing in it, or nothing named."""
+    embedded = embedded_rows(options, data, source, encoder)
+    if "key" not in embedded.metadata.column_names:
+        raise ValueError(f"{data} does not name its samples (column key); embed with `dualenc embed`")
+    return embedded
 
 
 def _print_overlap(section: Any, report: dict[str, Any]) -> None:
     from dualenc.cli.evaluation import print_table
 
     sys.stdout.write(f"{section.about}\n")
-    sys.stdout.write(f"{report['shared_captions']:,} test captions read the same as one of the training captions.\n")
+    if report["shared_captions"] is not None:
+        sys.stdout.write(
+            f"{report['shared_captions']:,} test captions read the same as one of the training captions.\n"
+        )
     for table in section.tables:
         print_table(table)

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dualenc.cli.common import command, compute_options, data_names, is_store, ks_of
+from dualenc.cli.common import command, compute_options, is_store, ks_of
+from dualenc.cli.eval_retrieval import classed_sets
 from dualenc.cli.evaluation import ENCODER, embedded_data, finish
 
 
@@ -58,13 +59,12 @@ def register(evaluations: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     from dualenc.evaluate.compare.page import evaluate_compare
     from dualenc.evaluate.per_query import write_per_query
-    from dualenc.evaluate.zeroshot.prompts import read_prompts
+    from dualenc.model.encoder import DualEncoder
 
     ks = ks_of(options.ks)
     _check(options)
-    names = data_names(options.zeroshot)
-    for data in options.zeroshot:
-        read_prompts(data)  # what is wrong with them is told before the work
+    names = classed_sets(options.zeroshot)
+    DualEncoder.load(options.encoder[1], device="cpu")  # let go at once: what is wrong with B is told before A's work
     a, b = (_measured(options, i) for i in range(2))
     if a.fingerprint == b.fingerprint and options.data_b is None:
         raise ValueError(f"{a.path} and {b.path} are one encoder ({a.fingerprint[:12]}…): there is nothing to compare")

@@ -30,7 +30,8 @@ def register(evaluations: Any) -> None:
     parser.add_argument("--train", required=True, help="what the probe learns from: shards, a folder or a store")
     parser.add_argument("--val", help="what its strength is chosen on (default: a fifth of each class of --train)")
     parser.add_argument(
-        "--shots", default="1,2,4,8,16", help="images a class for few-shot probes, or none (default 1,2,4,8,16)"
+        "--shots",
+        help="images a class for few-shot probes, or none (default those of 1,2,4,8,16 that every class of --train has)",
     )
     parser.add_argument("--seeds", type=int, default=3, help="draws of the shots (default 3)")
     parser.add_argument(
@@ -94,7 +95,9 @@ def run(options: argparse.Namespace) -> int:
     return finish(options, encoder, [part], "Linear probe")
 
 
-def _shots(text: str) -> list[int]:
+def _shots(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
     try:
         return [] if text == "none" else [int(count) for count in text.split(",")]
     except ValueError:

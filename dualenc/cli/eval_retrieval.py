@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dualenc.cli.common import command, data_names, ks_of
+from dualenc.cli.common import command, data_names, is_store, ks_of
 from dualenc.cli.eval_zeroshot import zeroshot_part
 from dualenc.cli.evaluation import (
     Part,
@@ -52,7 +52,6 @@ def register(evaluations: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from dualenc.evaluate.per_query import refuse_other
-    from dualenc.evaluate.zeroshot.prompts import read_prompts
     from dualenc.index.index import Index
 
     check_draws(options.bootstrap)
@@ -63,9 +62,7 @@ def run(options: argparse.Namespace) -> int:
         refuse_other(options.per_query)
     check_published(options, "retrieval")
     index = Index.open(options.index) if options.index else None  # before the work: a wrong path is told at once
-    names = data_names(options.zeroshot)
-    for data in options.zeroshot:
-        read_prompts(data)
+    names = classed_sets(options.zeroshot)
     encoder, embedded = embedded_data(options, options.data)
     if not len(embedded.texts):
         raise ValueError(f"{options.data}: no captions, so there is nothing to look for; retrieval needs pairs")
@@ -81,6 +78,34 @@ def run(options: argparse.Namespace) -> int:
         more = {"named": name if len(names) > 1 else None, "times": options.bootstrap}
         parts.append(zeroshot_part(options, encoder, other, data, by=_columns(options.by, other, data), **more))
     return finish(options, encoder, [*parts, *swapped], "Retrieval")
+
+
+def classed_sets(paths: Sequence[str]) -> list[str]:
+    """A name for each data set of --zeroshot. Before the work: ValueError or FileNotFoundError where one has no images, no
+    class names or no labels."""
+    from dualenc.data.shards import open_source
+    from dualenc.embed.store import open_store
+    from dualenc.evaluate.zeroshot.prompts import read_prompts
+
+    names = data_names(paths)
+    for data in paths:
+        there = open_store(data) if is_store(data) else open_source(data)
+        read_prompts(data)
+        if not _labelled(there):
+            raise ValueError(
+                f"{data}: no image has a class, so accuracy cannot be told; add KEY.cls files, or leave it out of --zeroshot"
+            )
+    return names
+
+
+def _labelled(data: Any) -> bool:
+    """Whether an image of a store or a source has a class."""
+    from dualenc.embed.store import Store
+
+    if isinstance(data, Store):
+        table = data.metadata()
+        return "label" in table.column_names and table["label"].null_count < len(table)
+    return any(data.read(i, "cls") is not None for i in range(len(data)))
 
 
 def _retrieval_parts(

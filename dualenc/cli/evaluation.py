@@ -86,9 +86,8 @@ def embedded_data(options: argparse.Namespace, data: str, encoder: Any = None) -
         raise FileNotFoundError(
             f"{options.curve}: no such file, so there is no training curve; check or leave out --curve"
         )
-    _check_out(options.out)
+    check_out(options.out)
     from dualenc.data.shards import open_source
-    from dualenc.embed.run import embed_source, read_embedded
     from dualenc.embed.store import open_store
     from dualenc.model.encoder import DualEncoder
 
@@ -96,21 +95,25 @@ def embedded_data(options: argparse.Namespace, data: str, encoder: Any = None) -
     if encoder is None:
         store = open_store(data) if source is None else None
         encoder = DualEncoder.load(options.encoder, decode=options.decode or "exact", **used_for(store))
-    if source is None:
-        embedded = read_embedded(data, encoder)
-        _note_dropped(options, data, embedded.dropped)
-    else:
-        embedded = embed_source(encoder, source, **compute(options))
-        unlisted = {reason: len(names) for reason, names in source.problems.items()}
-        _note_dropped(options, data, Counter(embedded.dropped) + Counter(unlisted))
+    return encoder, embedded_rows(options, data, source, encoder)
+
+
+def embedded_rows(options: argparse.Namespace, data: str, source: Any, encoder: Any) -> Any:
+    """What the encoder makes of a source, or what a store (source: None) holds. What was left out is told, and kept for the
+    report. ValueError: nothing is left."""
+    from dualenc.embed.run import embed_source, read_embedded
+
+    embedded = read_embedded(data, encoder) if source is None else embed_source(encoder, source, **compute(options))
+    unlisted = {} if source is None else {reason: len(names) for reason, names in source.problems.items()}
+    note_dropped(options, data, Counter(embedded.dropped) + Counter(unlisted))
     if not len(embedded.images):
         raise ValueError(
             f"{data}: no image could be embedded, so there is nothing to measure; see `dualenc data check`"
         )
-    return encoder, embedded
+    return embedded
 
 
-def _check_out(out: str | None) -> None:
+def check_out(out: str | None) -> None:
     """OSError, before the work, where no report can be written."""
     if out:
         Path(out).mkdir(parents=True, exist_ok=True)
@@ -118,7 +121,7 @@ def _check_out(out: str | None) -> None:
             pass
 
 
-def _note_dropped(options: argparse.Namespace, data: str, dropped: Mapping[str, int]) -> None:
+def note_dropped(options: argparse.Namespace, data: str, dropped: Mapping[str, int]) -> None:
     """Count what was left out of the data, for the report, and say so at once: a smaller gallery is an easier one."""
     options.dropped = getattr(options, "dropped", {}) | {data: Counter(dropped)}  # two encoders embed the same data
     if dropped:
@@ -130,14 +133,19 @@ def _note_dropped(options: argparse.Namespace, data: str, dropped: Mapping[str, 
         )
 
 
+def dropped(options: argparse.Namespace) -> dict[str, int]:
+    """What `note_dropped` counted, for a report, over all of the data."""
+    counts: Counter[str] = sum(getattr(options, "dropped", {}).values(), Counter())
+    return {"data/dropped": sum(counts.values())} | {f"data/dropped/{name}": n for name, n in counts.items()}
+
+
 def finish(options: argparse.Namespace, encoder: Any, parts: list[Part], title: str) -> int:
     """Write what was asked for, and print the tables; the exit code. encoder: one, or a list of those compared."""
     from dualenc.evaluate.page.provenance import provenance
     from dualenc.evaluate.page.report import write_report
 
     report = {key: value for values, _ in parts for key, value in values.items()}
-    dropped: Counter[str] = sum(getattr(options, "dropped", {}).values(), Counter())
-    report |= {"data/dropped": sum(dropped.values())} | {f"data/dropped/{name}": n for name, n in dropped.items()}
+    report |= dropped(options)
     if options.out:
         curve = options.curve or _own_curve(encoder)
         others = [getattr(options, name, None) for name in ("train", "val", "data_b")] + getattr(

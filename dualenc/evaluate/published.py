@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from dualenc.evaluate.page.words import points
 from dualenc.evaluate.sections import Section, Share, Table, listed
 from dualenc.files import read_json
 
@@ -113,10 +114,9 @@ def _section(
 ) -> Section:
     rows: list[list[str | Share]] = []
     for metric, value in theirs.items():
-        difference = 100 * (report[metric] - value)
-        signed = f"{difference:+.2f} points".replace("-", "−")
+        difference = points(report[metric] - value, digits=2)
         verdict = "differs" if metric in apart else "agrees"
-        rows.append([metric, Share(float(report[metric])), f"{100 * value:.2f} %", signed, verdict])
+        rows.append([metric, Share(float(report[metric])), f"{100 * value:.2f} %", difference, verdict])
     sizes = [
         f"{key} is {report[key]:,} here, {size:,} there"
         for key, size in about["sizes"].items()

@@ -249,6 +249,7 @@ def test_the_classifier_is_made_once(run: Any, monkeypatch: pytest.MonkeyPatch, 
         (["empty", "empty/.."], "no images"),
         (["pictures/00.png", "data"], "data is not an image or a folder of images"),
         (["pictures", "--batch-size", "0"], "batch_size is 0"),
+        (["pictures", "--top", "4"], "top 4: there are only 3 classes"),
         (["pictures", "--out", "empty"], "is a folder, and the labels are one file"),
         (["pictures", "--out", "notes.txt"], "would be lost"),
     ],
@@ -295,9 +296,11 @@ def test_json_prints_a_finished_table_as_it_is(run: Any, capsys: pytest.CaptureF
     pictures()
     assert run("pictures", "--out", "out.parquet") == 0
     before = Path("out.parquet").read_bytes()
-    capsys.readouterr()
+    assert "finished before" not in capsys.readouterr().err
     assert run("pictures", "--out", "out.parquet", "--json") == 0
-    assert [len(row["scores"]) for row in json.loads(capsys.readouterr().out)] == [1, 1, 1]
+    said = capsys.readouterr()
+    assert [len(row["scores"]) for row in json.loads(said.out)] == [1, 1, 1]
+    assert "out.parquet was finished before and stays as it is; remove it to make the labels anew" in said.err
     assert Path("out.parquet").read_bytes() == before
 
 

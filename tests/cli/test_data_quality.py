@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -102,3 +103,88 @@ def test_overlap(shards: Path, encoder_folder: Path, scored: Path, capsys) -> No
     assert "0 of 24 test images" in capsys.readouterr().out
     assert main(["data", "overlap", store, store, *encoder, "--ks", "one"]) == 1
     assert "--ks 'one'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def gaps() -> Path:
+    """Six samples: one does not decode, two have no caption, and one is a text without a picture."""
+    members = [m for i in range(5) for m in sample(f"k{i}", captions=[] if i in (0, 3) else [f"caption {i}"], seed=i)]
+    members = [(name, b"no picture" if name == "k1.png" else data) for name, data in members]
+    write_tar(Path("gaps/0.tar"), [*members, ("alone.txt", b"no picture at all")])
+    return Path("gaps")
+
+
+def test_data_without_captions_are_told_before_the_encoder_works(gaps: Path, capsys) -> None:
+    write_tar(Path("bare/0.tar"), [m for i in range(3) for m in sample(f"b{i}", captions=[], seed=i)])
+    words = ["--encoder", "no-such-encoder", "--out", "x.parquet"]
+    assert main(["data", "score", "bare", *words]) == 1
+    said = capsys.readouterr().err
+    assert "none of its 3 samples has a caption" in said and "no-such-encoder" not in said
+    assert main(["data", "score", str(gaps), *words]) == 1
+    assert "no-such-encoder" in capsys.readouterr().err
+
+
+def test_what_was_left_out_of_the_scores_is_told(gaps: Path, encoder_folder: Path, capsys) -> None:
+    counts = {"not an image": 1, "missing image": 1, "missing caption": 2}
+    told = f"4 samples left out ({', '.join(f'{reason}: {count}' for reason, count in counts.items())})"
+    encoder = ["--encoder", str(encoder_folder), "--store", "store", *CPU]
+    for data, more in ((str(gaps), encoder), ("store", [])):
+        out = f"{Path(data).name}.parquet"
+        assert main(["data", "score", data, *more, "--out", out, "--report", "page", "--json"]) == 0
+        said = capsys.readouterr()
+        assert f"dualenc: {data}: {told}" in said.err
+        expected = {"data/dropped": 4} | {f"data/dropped/{reason}": count for reason, count in counts.items()}
+        for report in (json.loads(said.out), json.loads(Path("page/report.json").read_text())):
+            assert {key: value for key, value in report.items() if key.startswith("data/dropped")} == expected
+            assert (report["pairs"], report["images"]) == (2, 4)
+        assert "<td>data/dropped/missing caption</td>" in Path("page/report.html").read_text()
+
+
+def test_what_was_left_out_of_either_side_is_told(gaps: Path, scored: Path, encoder_folder: Path, capsys) -> None:
+    store, more = str(scored.with_suffix(".store")), ["--encoder", str(encoder_folder), *CPU, "--ks", "1"]
+    assert main(["data", "overlap", str(gaps), store, *more, "--report", "page", "--json"]) in (0, 1)
+    said = capsys.readouterr()
+    assert f"dualenc: {gaps}: 2 samples left out (not an image: 1, missing image: 1)" in said.err
+    assert json.loads(said.out)["data/dropped"] == 2 and store not in said.err.split("left out")[0]
+    assert "<td>data/dropped/not an image</td>" in Path("page/report.html").read_text()
+    write_tar(Path("broken/0.tar"), [("a.png", b"no picture"), ("a.txt", b"a caption")])
+    assert main(["data", "overlap", store, "broken", *more]) == 1
+    assert "error: broken: no image could be embedded" in capsys.readouterr().err
+
+
+def test_test_data_without_captions_have_no_recall(scored: Path, encoder_folder: Path, capsys) -> None:
+    write_tar(Path("bare/0.tar"), [m for i in range(3) for m in sample(f"b{i}", captions=[], seed=i)])
+    words = [str(scored.with_suffix(".store")), "bare", "--encoder", str(encoder_folder), *CPU, "--report", "page"]
+    assert main(["data", "overlap", *words]) in (0, 1)
+    said = capsys.readouterr().out
+    assert "no captions, so no recall" in said and "read the same" not in said and "Recall@" not in said
+    assert "no captions, so no recall" in Path("page/report.html").read_text()
+    assert json.loads(Path("page/report.json").read_text())["captioned"] == 0
+
+
+def test_a_store_that_does_not_name_its_samples(scored: Path, encoder_folder: Path, capsys) -> None:
+    shutil.copytree(scored.with_suffix(".store"), "store")
+    Path("store/manifest.json").unlink()  # as clip-retrieval writes it
+    for path in Path("store/metadata").glob("*.parquet"):
+        pq.write_table(pq.read_table(path).drop_columns(["key"]), path)
+    assert main(["data", "overlap", "store", "store", "--encoder", str(encoder_folder), *CPU]) == 1
+    assert "store does not name its samples (column key)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--threshold", "7"], "--threshold 7"),
+        (["--threshold", "nan"], "--threshold nan"),
+        (["--out", "folder"], "--out folder is a folder"),
+        (["--out", "file/x.parquet"], "file"),
+        (["--report", "file"], "file"),
+    ],
+)
+@pytest.mark.parametrize("verb", [["score", "gaps"], ["overlap", "gaps", "gaps"]])
+def test_a_wrong_setting_is_told_before_the_encoder_works(verb, words, said: str, gaps: Path, capsys) -> None:
+    Path("folder").mkdir()
+    Path("file").write_text("mine")
+    assert main(["data", *verb, "--encoder", "no-such-encoder", "--out", "x.parquet", *words]) == 1
+    error = capsys.readouterr().err
+    assert said in error and "no-such-encoder" not in error and error.count("\n") == 1

@@ -101,7 +101,7 @@ def test_a_store_of_each_says_the_same(encoders: list[str], shards: Path, capsys
         (["--encoder", "A", "--data", "no"], "--encoder is given 1 time(s), and a comparison takes two"),
         (["--encoder", "A", "--encoder", "B", "--encoder", "C", "--data", "no"], "given 3 time(s)"),
         (["--encoder", "A", "--encoder", "B", "--data", "no", "--ks", "one"], "--ks 'one' is not a list"),
-        (["--encoder", "A", "--encoder", "B", "--data", "no", "--zeroshot", "there"], "classnames.txt"),
+        (["--encoder", "A", "--encoder", "B", "--data", "no", "--zeroshot", "there"], "there: no such file or folder"),
     ],
 )
 def test_what_is_wrong_with_the_options_is_told_first(
@@ -109,6 +109,28 @@ def test_what_is_wrong_with_the_options_is_told_first(
 ) -> None:
     code, out, err = compare(capsys, *words)
     assert code == 1 and said in err and err.count("\n") == 1 and not out
+
+
+def test_a_wrong_second_encoder_is_told_before_the_first_one_works(
+    encoders: list[str], shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dualenc.cli.eval_compare.embedded_data", None)
+    code, _, err = compare(capsys, *encoders[:2], "--encoder", "runs/typo", "--data", str(shards))
+    assert code == 1 and "runs/typo: no such encoder folder" in err
+
+
+def test_a_classified_set_that_is_not_there_or_has_no_labels_is_told_before_the_work(
+    encoders: list[str], shards: Path, classed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dualenc.cli.eval_compare.embedded_data", None)
+    words = [*encoders, "--data", str(shards), "--zeroshot", classed]
+    code, _, err = compare(capsys, *words, f"{classed}/tset")
+    assert code == 1 and f"{classed}/tset: no such" in err
+    unlabelled = Path("unlabelled")
+    write_tar(unlabelled / "0.tar", sample("a", "red", ["a red picture"], 1))
+    (unlabelled / "classnames.txt").write_text("red\nblue")
+    code, _, err = compare(capsys, *words, str(unlabelled))
+    assert code == 1 and "unlabelled: no image has a class" in err
 
 
 def test_a_column_of_images_that_are_the_same_is_refused_where_there_is_none(

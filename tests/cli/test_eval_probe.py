@@ -59,6 +59,19 @@ def test_the_command(encoder_folder: Path, data: Path, tmp_path: Path, capsys: p
     assert report["probe/by/place/in/count"] == 8
 
 
+def test_shots_are_those_that_train_has_unless_they_are_given(
+    encoder_folder: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four images a class, one of them held out."""
+    words = ["--encoder", encoder_folder, "--train", data / "train", "--data", data / "test"]
+    assert probe(*words, "--seeds", "1", "--bootstrap", "0") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 images a class" in said and "4 images a class" not in said
+    assert "train has not so many images of every class: 4, 8, 16 a class." in said
+    with pytest.raises(ValueError, match="4 shots a class, but train has 3 images"):
+        probe(*words, "--shots", "1,4")
+
+
 def test_a_store_of_another_encoder_and_options_that_do_not_fit(
     encoder_folder: Path,
     encoder,

@@ -190,6 +190,20 @@ def test_what_is_wrong_is_told_before_the_ranks(refused, made, monkeypatch):
     assert "no column 'colour'" in refused("--same", "colour")
 
 
+def test_what_is_wrong_with_a_classified_set_is_told_before_the_work(refused, classed, made, monkeypatch):
+    def embed(*_args, **_more):
+        raise AssertionError("embedded")
+
+    monkeypatch.setattr("dualenc.cli.eval_retrieval.embedded_data", embed)
+    assert "one/tset: no such" in refused("--zeroshot", "two/test", "one/tset")  # one/classnames.txt is there
+    write_tar(made / "bare" / "0.tar", sample("a", "red", ["a red picture"], 1))
+    (made / "bare" / "classnames.txt").write_text("\n".join(COLOURS))
+    assert "bare: no image has a class" in refused("--zeroshot", "two/test", "bare")
+    shutil.copytree(made / "store", made / "kept")
+    (made / "kept" / "classnames.txt").write_text("\n".join(COLOURS))
+    assert "kept: no image has a class" in refused("--zeroshot", "kept")
+
+
 def test_a_wrong_index_is_told_before_the_work(refused, monkeypatch):
     def embed(*_args, **_more):
         raise AssertionError("embedded")

@@ -259,3 +259,41 @@ def test_a_score_that_is_no_number_is_refused(tmp_path):
     pq.write_table(table, tmp_path / "scores.parquet")
     with pytest.raises(ValueError, match="1 scores are no numbers, such as that of 'b'"):
         read_scores([tmp_path / "scores.parquet"])
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "said"),
+    [
+        ("score", ["good"] * 6, "column score is not float .*'good'"),
+        ("caption", [["x"]] * 6, "column caption is not string"),
+        ("caption_number", [0.5] * 6, "column caption_number is not int32"),
+        ("caption_number", [0, None, 0, 1, 0, 0], "column caption_number is empty in 1 rows"),
+        ("key", ["a", "a", None, "b", "c", "d"], "column key is empty in 1 rows"),
+    ],
+)
+def test_a_table_that_something_else_wrote_is_told_by_its_column(tmp_path: Path, name: str, column: list, said: str):
+    pq.write_table(scores(**{name: column}), tmp_path / "s.parquet")
+    with pytest.raises(ValueError, match=said) as error:
+        read_scores([tmp_path / "s.parquet"])
+    assert "s.parquet" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_tables_that_hold_nothing_or_do_not_go_together(tmp_path: Path) -> None:
+    pq.write_table(scores(), tmp_path / "1.parquet")
+    pq.write_table(scores(duplicate=[["x"]] * 6), tmp_path / "2.parquet")
+    with pytest.raises(ValueError, match=r"2\.parquet do not go together .*duplicate"):
+        read_scores([tmp_path / "1.parquet", tmp_path / "2.parquet"])
+    pq.write_table(scores().slice(0, 0), tmp_path / "3.parquet")
+    with pytest.raises(ValueError, match=r"3\.parquet: not one row"):
+        read_scores([tmp_path / "3.parquet"])
+    spoiled = (tmp_path / "1.parquet").read_bytes().replace(b"a one", b"a \xff\xfee")
+    (tmp_path / "4.parquet").write_bytes(spoiled)
+    with pytest.raises(ValueError, match=r"4\.parquet does not open as parquet .*UTF8"):
+        read_scores([tmp_path / "4.parquet"])
+
+
+def test_a_caption_number_below_0_is_of_no_caption(shards: Path, tmp_path: Path) -> None:
+    """Python would count it from the end, and find a caption there."""
+    last = scores(caption_number=[0, -1, 0, 1, 0, 0])
+    with pytest.raises(ValueError, match="a: caption -1 is not the one that was scored"):
+        filter_pairs(open_source(shards), last, "true", keys=tmp_path / "k", progress=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import doctest
 import json
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -47,15 +48,15 @@ def test_by_hand():
         "by/kind/gap/rank": 6.5,
         "by/kind/left_out": 1,
     }
-    assert table.columns == ["kind", "Samples", "hit", "Rank"]
+    assert table.columns == ["kind", "Images", "hit", "Rank"]
     assert [row[:2] for row in table.rows] == [["b", "3"], ["a", "2"], ["c", "2"], ["Worst group", ""], [_GAP, ""]]
     assert table.rows[0][2:] == [Share(2 / 3), "3.00"]
     assert table.rows[3][2:] == ["c", "c"]
-    assert table.rows[4][2:] == [Share(pytest.approx(2 / 3)), "6.50"]
-    assert table.note == "The largest group stands first. 1 samples without a value are left out."
+    assert table.rows[4][2:] == ["+66.7 points", "6.50"]
+    assert table.note == "The largest group stands first. Images without a value, which are left out: 1."
 
 
-_GAP = "Gap, best less worst"
+_GAP, _RANDOM = "Gap, best less worst", "Gap of random groups"
 
 
 def cases(seed, groups=4, images=60, captions=3):
@@ -144,7 +145,7 @@ def test_random_groups_show_the_gap_of_chance():
         report, table = by_group({"hit": values}, group, times=60, seed=seed)
         gaps.append(report["by/gap/hit"])
         chances.append(report["by/gap/hit/chance"])
-        assert table.rows[-1][2].chance == report["by/gap/hit/chance"]
+        assert table.rows[-1] == [_RANDOM, "", f"+{100 * report['by/gap/hit/chance']:.1f} points"]
         assert report["by/gap/hit/low"] <= report["by/gap/hit"] <= report["by/gap/hit/high"]
     assert np.mean(chances) == pytest.approx(np.mean(gaps), abs=0.03)
     assert 0.1 < np.mean(chances) < 0.3
@@ -170,7 +171,7 @@ def test_a_group_of_one_sample_has_no_interval_and_is_not_compared():
     five = by_group({"hit": [0] * 5 + [1] * 6}, ["one"] * 5 + ["b"] * 6, [3] * 5 + [0, 0, 0, 1, 1, 1], times=20)[0]
     assert (five["by/one/count"], five["by/b/count"], five["by/gap/hit"]) == (1, 2, None)
     assert json.loads(json.dumps(five, allow_nan=False)) == five
-    assert table.rows[-1][0] == _GAP
+    assert [row[0] for row in table.rows[-2:]] == [_GAP, _RANDOM]
 
 
 def test_one_group_has_no_gap():
@@ -179,7 +180,10 @@ def test_one_group_has_no_gap():
         ("gap", "worst", "worst_group")
     )
     assert "by/gap/hit/chance" not in report
-    assert len(table.rows) == 1
+    assert len(table.rows) == 1 and "by/a/hit/high" in report
+    assert table.note == ""  # nothing of a gap, and nothing of an order
+    lone = by_group({"hit": [1, 0, 1]}, ["a", "a", "b"], times=10)[1]
+    assert "gap" not in lone.note and lone.rows[-1] == [_GAP, "", "–"]  # b is one image, so there is none either
 
 
 def test_a_cluster_may_lie_in_two_groups():
@@ -270,6 +274,25 @@ def test_the_reports_own_words_are_no_groups_names():
     assert report["by/c/worst_group/hit"] == "worst (group)"
 
 
+def test_groups_that_would_part_a_key_have_one_of_their_own():
+    names = ["a/b", "a%2Fb", "gap", "gap (group)", "count", "None"]
+    group = [name for name in names for _ in range(2)]
+    report, table = by_group({"hit": [1, 1] * 5 + [0, 0]}, group, times=0, prefix="by/c/")
+    keys = [key.removeprefix("by/c/").removesuffix("/count") for key in report if key.endswith("/count")]
+    assert sorted(keys) == sorted(["a%2Fb", "a%252Fb", "gap (group)", "gap (group) (group)", "count", "None"])
+    assert all(report[f"by/c/{key}/hit"] == (key != "None") for key in keys)
+    assert {row[0] for row in table.rows[:6]} == set(names)
+    assert {unquote(key) for key in keys if "%" in key} == {"a/b", "a%2Fb"}
+    worst, shown = by_group({"hit": [1, 1, 0, 0]}, ["a", "a", "x/y", "x/y"], times=0)
+    assert worst["by/worst_group/hit"] == "x%2Fy" and worst["by/x%2Fy/hit"] == 0
+    assert shown.rows[2] == ["Worst group", "", "x/y"]
+
+
+def test_what_is_counted_is_named():
+    table = by_group({"hit": [1, 0, 1]}, ["a", "a", None], times=0, counted="examples")[1]
+    assert table.columns[1] == "Examples" and table.note == "Examples without a value, which are left out: 1."
+
+
 def test_a_table_shows_the_largest_of_many_groups():
     group = [f"g{i}" for i in range(40) for _ in range(2 + (i == 39))]
     report, table = by_group({"hit": np.ones(len(group))}, group, times=0)
@@ -283,7 +306,8 @@ def test_numbers_that_are_no_shares_show_their_interval_in_words():
     measures = {"rank": Measure("Rank", lower=True, share=False)}
     report, table = by_group({"rank": [1, 2000, 3, 4]}, ["a", "a", "b", "b"], times=100, measures=measures)
     assert table.rows[0] == ["a", "2", "1,000.5 [1.00, 2,000.0]"]
-    assert table.rows[-1][2].endswith(f"; of random groups {report['by/gap/rank/chance']:,.1f}")
+    assert table.rows[-1] == [_RANDOM, "", f"{report['by/gap/rank/chance']:,.1f}"]
+    assert table.rows[-2][2].startswith("997.0 [−") and report["by/gap/rank/low"] < 0
 
 
 @pytest.mark.parametrize(
@@ -323,8 +347,17 @@ def test_a_column_as_groups():
     for column in ("list", "day"):
         with pytest.raises(ValueError, match=rf"'{column}' holds (list|date) values"):
             groups_of(table, column)
-    with pytest.raises(ValueError, match="no column 'colour' to group by; it has text, number, real, truth, list, day"):
+    with pytest.raises(
+        ValueError,
+        match=r"no column 'colour' to group by; it has text, number, real, truth, list, day .*lists, objects or .* null",
+    ):
         groups_of(table, "colour")
+
+
+@pytest.mark.parametrize("values", [pa.nulls(3), [None, float("nan"), None], ["", "", None]])
+def test_a_column_without_a_value_is_named(values):
+    with pytest.raises(ValueError, match="column 'x' is empty in all 3 samples"):
+        groups_of(pa.table({"x": values}), "x")
 
 
 def test_many_real_numbers_are_cut_into_parts_of_one_size():
@@ -347,4 +380,4 @@ def test_many_real_numbers_are_cut_into_parts_of_one_size():
 
 
 def test_the_page_tells_how_to_read_a_gap():
-    assert "chance is the gap of random groups" in by_group({"hit": [1, 0, 1, 0]}, [*"aabb"], times=5)[1].note
+    assert "apart by chance alone, as random groups do" in by_group({"hit": [1, 0, 1, 0]}, [*"aabb"], times=5)[1].note

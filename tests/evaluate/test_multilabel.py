@@ -267,7 +267,7 @@ def test_by_group_each_group_is_as_if_it_were_alone():
     day = [i for i, name in enumerate(group) if name == "day"]
     alone = average_precision_per_class(scores[day], held[day])
     assert report["by/light/day/mean_average_precision"] == pytest.approx(np.nanmean(alone))
-    assert table.columns == ["light", "Samples", "mAP"]
+    assert table.columns == ["light", "Images", "mAP"]
 
 
 def test_the_examples_in_the_docstrings_hold():

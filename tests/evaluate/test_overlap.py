@@ -95,8 +95,10 @@ def test_recall_with_and_without(encoder, samples, tmp_path: Path) -> None:
     section = overlap_section(report, data, _named(5, data), found, ks=(1, 3))
     first = section.examples[0].rows[0]
     assert [item.text for item in first.items] == ["k2", "t3"] and first.note == "cosine 1.000"
+    assert first.found is None
     page = write_report(tmp_path / "page", report, [section]).read_text()
     assert "Without the overlapping images: Text → image" in page and page.count("data:image/jpeg;base64") == 4
+    assert "✗" not in page and "<q" not in page and "no captions" not in page
 
 
 def _named(count: int, data) -> pa.Table:
@@ -128,7 +130,10 @@ def test_images_alone_are_compared_all_the_same(samples) -> None:
     data.texts, data.image_row = data.texts[:0], data.image_row[:0]
     found = overlap(Array(data.images[:2]), ["a", "b"], data, 0.99, progress=False)
     report = evaluate_overlap(data, found, 0.99)
-    assert report == {"images": 6, "overlapping": 2, "overlapping/share": 1 / 3, "pairs": 2, "threshold": 0.99}
+    counted = {"images": 6, "overlapping": 2, "overlapping/share": 1 / 3, "pairs": 2, "threshold": 0.99}
+    assert report == counted | {"captioned": 0}
+    section = overlap_section(report, data, _named(2, data), found)
+    assert "no captions, so no recall" in section.about and not section.tables
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
@@ -143,6 +148,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
 def test_captions_that_read_the_same() -> None:
     train, test = (pa.table({"caption": some}) for some in (["A fox", "x", None], ["a fox", "a fox", "dog", None]))
     assert shared_captions(train, test) == 2
+    assert shared_captions(train, test.slice(0, 0)) is None is shared_captions(pa.table({"key": ["a"]}), test)
     assert doctest.testmod(module).failed == 0
 
 

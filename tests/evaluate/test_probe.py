@@ -374,6 +374,9 @@ def test_the_whole_evaluation(tmp_path):
     assert report["probe/acc1"] > report["probe/shots/4/acc1"] - 0.1 > report["probe/acc1/chance"]
     assert report["probe/acc1/low"] < report["probe/acc1"] < report["probe/acc1/high"]
     assert report["probe/gain/acc1"] == pytest.approx(report["probe/acc1"] - zero["zeroshot/acc1"])
+    assert section.tables[0].columns[3] == "Over zero-shot" and section.tables[0].rows[0][3] == "–"
+    gains = [100 * report[f"probe/gain/acc1{end}"] for end in ("", "/low", "/high")]
+    assert section.tables[0].rows[-1][3] == "{:+.1f} points [{:+.1f}, {:+.1f}]".format(*gains).replace("-", "−")
     one = [report[f"probe/shots/1/acc1/seed{i}"] for i in range(2)]
     assert report["probe/shots/1/acc1"] == pytest.approx(np.mean(one))
     assert report["probe/shots/1/acc1/std"] == pytest.approx(abs(one[0] - one[1]) / math.sqrt(2)) != 0
@@ -423,6 +426,34 @@ def test_the_probe_that_is_measured_learns_from_validation_too_and_shots_from_th
     assert f"all {100 * report['probe/acc1']:.1f}" in words or report["probe/acc1"] == 1
     report, section = probe.evaluate_probe(WordEncoder(), train, test, shots=(), times=0)
     assert len(section.figures) == 1 and len(section.tables[0].rows) == 1
+
+
+def test_shots_that_train_has_too_few_images_for_are_left_out_unless_they_were_asked_for():
+    train, test = coloured(18, 1), coloured(30, 3)  # six images a class, of which one is held out
+    report, section = probe.evaluate_probe(WordEncoder(), train, test, seeds=1, times=0)
+    assert [count for count in probe.SHOTS if f"probe/shots/{count}/acc1" in report] == [1, 2, 4]
+    assert report["probe/shots/left_out"] == "8, 16"
+    assert "Left out, as train has not so many images of every class: 8, 16 a class." in section.tables[0].note
+    with pytest.raises(ValueError, match="8 shots a class, but train has 5 images"):
+        probe.evaluate_probe(WordEncoder(), train, test, shots=(4, 8), seeds=1, times=0)
+    large, section = probe.evaluate_probe(WordEncoder(), coloured(60, 1), test, seeds=1, times=0)
+    assert "probe/shots/16/acc1" in large and "probe/shots/left_out" not in large
+    assert "Left out" not in section.tables[0].note
+
+
+def test_classes_that_test_has_not_are_named_and_counted_nowhere():
+    train, test = coloured(60, 1), coloured(30, 3)
+    kept = np.flatnonzero(np.array(test.metadata["label"]) != 1)
+    test.images, test.metadata = test.images[kept], test.metadata.take(kept)
+    names = dict.fromkeys(("train", "test"), COLOURS)
+    report, section = probe.evaluate_probe(WordEncoder(), train, test, None, names, shots=(2,), seeds=1, times=20)
+    assert report["probe/absent"] == 1 and report["probe/absent_names"] == "green"
+    recalls = [report[f"probe/recall/{name}"] for name in ("red", "blue")]
+    assert "probe/recall/green" not in report
+    assert report["probe/mean_per_class_recall"] == pytest.approx(np.mean(recalls))
+    assert "Without a test image, and counted nowhere: green." in section.tables[0].note
+    whole, section = probe.evaluate_probe(WordEncoder(), train, coloured(30, 3), None, names, shots=(), times=0)
+    assert whole["probe/absent_names"] is None and "counted nowhere" not in section.tables[0].note
 
 
 def test_class_names_take_the_order_of_the_datas_own():

@@ -99,8 +99,8 @@ def test_by_group_a_caption_belongs_to_its_images_group(encoder, samples):
     assert report["by/light/gap/text_to_image/mean_rank"] == pytest.approx(abs(both[0] - both[1]))
     assert {"by/light/gap/image_to_text/recall@1/low", "by/light/day/image_to_text/recall@5/high"} <= report.keys()
     assert [table.columns for table in section.tables[1:3]] == [
-        ["light", "Samples", "Text → image R@1", "R@5", "Mean rank", "Median rank"],
-        ["light", "Samples", "Image → text R@1", "R@5", "Mean rank", "Median rank"],
+        ["light", "Images", "Text → image R@1", "R@5", "Mean rank", "Median rank"],
+        ["light", "Images", "Image → text R@1", "R@5", "Mean rank", "Median rank"],
     ]
     assert report["by/key/k3/count"] == 1 and report["by/key/gap/text_to_image/recall@1"] is None
     assert json.loads(json.dumps(report, allow_nan=False)) == report

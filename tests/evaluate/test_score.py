@@ -7,6 +7,7 @@ import html
 import io
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,12 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="0 captions"):
         (tmp_path / "none").mkdir()
         score_pairs(stored(tmp_path / "none", unit(0), TEXTS[:0], [[]]), tmp_path / "s.parquet", progress=False)
+    (tmp_path / "texts").mkdir()
+    folder = stored(tmp_path / "texts", IMAGES, TEXTS[:5], [["one"]] * 5).folder
+    shutil.rmtree(folder / "img_emb")
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="0 images and 5 captions"):
+        score_pairs(open_store(folder), tmp_path / "s.parquet", progress=False)
     assert not (tmp_path / "s.parquet").exists()
 
 
@@ -170,10 +177,11 @@ def test_the_page_shows_the_worst_first(tmp_path: Path) -> None:
     order = np.argsort(scored.table["relative"].to_pylist(), kind="stable")[:3]
     assert [row.items[0].text for row in worst.rows] == [scored.table["caption"][int(i)].as_py() for i in order]
     assert worst.rows[0].query.text == "k4" and worst.rows[0].items[0].note == "−1.000"
-    assert not any(row.found for row in worst.rows)
+    assert all(row.found is None for part in section.examples for row in part.rows)  # nobody says that they are wrong
     assert len(middle.rows) == 1
     assert {tuple(item.text for item in row.items) for row in twins.rows} == {("k1", "k2"), ("k0", "k4")}
     page = write_report(tmp_path / "page", scored.report, [score_section(scored, examples=7)]).read_text()
+    assert "✗" not in page and "✓" not in page and "<q" not in page  # a key is no quotation
     assert page.count("data:image/jpeg;base64") >= 8 and html.escape("two  cats <b>") in page and "cats <b>" not in page
     assert [part.rows for part in score_section(scored, examples=0).examples] == []
 

@@ -6,7 +6,9 @@ import csv
 import doctest
 import hashlib
 import json
+import re
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +24,7 @@ from dualenc.embed.describe import describe
 from dualenc.embed.store_writer import StoreWriter
 from dualenc.evaluate.page.provenance import Checksum
 from dualenc.evaluate.retrieval import evaluate_retrieval
+from dualenc.evaluate.sections import Share
 from dualenc.evaluate.sweep import evidence
 from dualenc.evaluate.sweep import plot as sweep_plot
 from dualenc.evaluate.sweep.evidence import Facts, Outcome
@@ -54,15 +57,15 @@ class Words:
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def write_words(encoder, source, out, dtype, **_):
-    """`write_store` with the vectors of keys and captions."""
+def write_words(encoder, source, out, dtype, dropped=None, **_):
+    """`write_store` with the vectors of keys and captions. dropped: what is said to be left out."""
     metadata, captions = describe(source, np.arange(len(source)))
     row = np.repeat(np.arange(len(source)), [len(some) for some in captions])
     flat = [text for some in captions for text in some]
     texts = pa.table({"key": [source.keys[i] for i in row], "caption": flat, "image_row": row})
     plan = {"bounds": [0, len(source)], "dim": 8, "dtype": dtype, "fingerprint": encoder.fingerprint}
     writer = StoreWriter(out, plan | {"encoder": encoder.path})
-    writer.write_part(0, encoder.embed_texts(source.keys), encoder.embed_texts(flat), metadata, texts, {})
+    writer.write_part(0, encoder.embed_texts(source.keys), encoder.embed_texts(flat), metadata, texts, dropped)
     writer.finish()
 
 
@@ -163,12 +166,15 @@ def test_every_template_for_zeroshot_and_own_prompts_for_classes_that_have_them(
         ("encoders: [a]\ndata: [b]\ntemplates: []", r"templates is \[\]"),
         ("encoders: [a]\ndata: [b]\ntemplates: [plain, plain]", "has 'plain' twice"),
         ("encoders: [a]\ndata: [b]\nks: [0]", r"ks is \[0\]"),
-        ("encoders: [a]\ndata: [b]\nks: 5", "ks of the file is 5; write a list"),
+        ("encoders: [a]\ndata: [b]\nks: [true, 5]", r"ks is \[True, 5\]"),
+        ("encoders: [a]\ndata: [b]\nks: 5", "ks of the file is 5, which means nothing here; write a list"),
+        ("encoders: [a]\ndata: [b]\nks: [1]\ndata: [c]", "'data' is there twice, and only line 4 would count.*correct"),
+        ("encoders: [{path: a, path: b}]\ndata: [b]", "'path' is there twice, and only line 1 would count"),
         ("encoders: [a]", "there are no data"),
         ("encoders: []\ndata: [b]", "there are no encoders"),
         ("encoders: [a, {name: a, path: b}]\ndata: [b]", "2 of encoders are named 'a'"),
         ("encoders: [{name: a}]\ndata: [b]", r"encoders\[0\] has no path"),
-        ("encoders: [{path: a, samples_seen: many}]\ndata: [b]", "samples_seen of .* is 'many'; write a number"),
+        ("encoders: [{path: a, samples_seen: many}]\ndata: [b]", "samples_seen of .* is 'many', which counts no"),
         ("encoders: [3]\ndata: [b]", r"encoders\[0\] is 3"),
         ("just text", "the file is 'just text'"),
         ("a: [", "is not valid YAML"),
@@ -323,6 +329,43 @@ def test_a_store_takes_the_place_of_its_data_for_its_own_encoder(settings, folde
     assert work == ["load e1", "load e2"]
 
 
+def test_what_was_left_out_is_in_the_rows(settings, tmp_path, monkeypatch):
+    lossy = partial(write_words, dropped={"zero bytes": 2, "truncated image": 1})
+    monkeypatch.setattr(embed_run, "write_store", lossy)
+    settings["encoders"] = settings["encoders"][:1]
+    found = swept(settings, tmp_path)
+    assert table(found)["dropped"].to_pylist() == [3, 3, 3]
+    assert table(swept(settings, tmp_path)) == table(found)
+    assert [line[4] for line in sections(found)[1].tables[1].rows] == ["3", "3"]
+    assert values(found)["one/pairs/dropped"] == 3
+
+
+def test_rows_from_before_samples_left_out_were_counted_stay(settings, tmp_path):
+    swept(settings, tmp_path)
+    for path in (tmp_path / "rows").iterdir():
+        there = json.loads(path.read_text())
+        path.write_text(json.dumps({key: there[key] for key in ("key", "report", "seconds")}))
+    again = swept(settings, tmp_path)
+    assert not any(one.measured for one in again)
+    write_table(again, tmp_path)
+    with open(tmp_path / "results.csv", newline="", encoding="utf-8") as file:
+        assert [line["dropped"] for line in csv.DictReader(file)] == [""] * 6
+
+
+def test_a_k_that_is_repeated_counts_once(tmp_path):
+    assert read("encoders: [a]\ndata: [b]\nks: [5, 1, 5]", tmp_path).ks == (5, 1)
+
+
+def test_a_row_has_one_bar(settings, tmp_path):
+    retrieval, zeroshot, *_ = sections(swept(settings, tmp_path))[0].tables
+    for drawn, bar in ((retrieval, "Text → image R@1"), (zeroshot, "Acc@1")):
+        assert len(drawn.rows) >= 2
+        for cells in drawn.rows:
+            assert [name for name, cell in zip(drawn.columns, cells, strict=True) if isinstance(cell, Share)] == [bar]
+    told = dict(zip(retrieval.columns, retrieval.rows[0], strict=True))["Image → text R@5"].replace("\u202f", " ")
+    assert re.fullmatch(r"[\d.]+ % \[[\d.]+, [\d.]+\]", told)
+
+
 def made(name, parameters, seen, acc1, templates="plain", error=None):
     report = None if error else {"acc1": acc1, "acc1/low": acc1 - 0.1, "acc1/high": acc1 + 0.1, "acc1/chance": 0.1}
     if report:
@@ -336,8 +379,8 @@ def test_the_table_is_tidy_in_both_formats(tmp_path):
     write_table(outcomes, tmp_path)
     saved = pq.read_table(tmp_path / "results.parquet")
     assert saved.column_names == [
-        "encoder", "fingerprint", "parameters", "samples_seen", "data", "data_sha256", "samples", "task", "templates",
-        "prompts", "acc1", "acc1/low", "acc1/high", "error",
+        "encoder", "fingerprint", "parameters", "samples_seen", "data", "data_sha256", "samples", "dropped", "task",
+        "templates", "prompts", "acc1", "acc1/low", "acc1/high", "error",
     ]  # fmt: skip
     assert saved["acc1"].to_pylist() == [0.5, None]
     assert saved["acc1/high"].to_pylist() == [0.6, None]
@@ -362,6 +405,7 @@ def test_figures_are_drawn_where_encoders_differ():
     assert [panel.title for panel in drawn] == ["cifar: %, over parameters"]
     words = drawn[0].words.replace("\u202f", " ")
     assert "c Acc@1, plain 70.0 %" in words and "d " not in words
+    assert len(panels([made("a", 10, 0, 0.5), made("b", 20, 200, 0.6)])) == 1  # 0 has no place over samples seen
     both = panels([made("a", 10, 100, 0.5), made("b", 20, 200, 0.6), made("b", 20, 200, 0.4, templates="simple")])
     assert [panel.title for panel in both] == ["cifar: %, over parameters", "cifar: %, over samples seen in training"]
     assert "Acc@1, simple" in both[0].svg and "var(--line-2)" in both[0].svg
@@ -399,9 +443,9 @@ def test_samples_seen_as_people_write_it(said, seen, tmp_path):
     assert read(f"encoders: [{{path: x, samples_seen: {said}}}]\ndata: [y]", tmp_path).encoders[0].samples_seen == seen
 
 
-@pytest.mark.parametrize("said", ["many", ".inf", ".nan", "true"])
+@pytest.mark.parametrize("said", ["many", ".inf", ".nan", "nan", "-5", "0", "1e30", "9" * 400, "true"])
 def test_samples_seen_that_are_no_number(said, tmp_path):
-    with pytest.raises(ValueError, match=r"samples_seen of encoders\[0\] is"):
+    with pytest.raises(ValueError, match=r"samples_seen of encoders\[0\] is .*, which .*; write a number"):
         read(f"encoders: [{{path: x, samples_seen: {said}}}]\ndata: [y]", tmp_path)
 
 

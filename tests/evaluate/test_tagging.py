@@ -52,8 +52,8 @@ def test_the_best_class_with_its_score_and_share():
     assert second["labels"] == ["cat", "dog"]
 
 
-def test_top_is_at_most_all_classes_and_ties_keep_their_order():
-    table = labelled(block((0.2, 0.5, 0.5), (0.1, 0.1, 0.1)), WEIGHTS, rules(top=9))
+def test_ties_keep_their_order():
+    table = labelled(block((0.2, 0.5, 0.5), (0.1, 0.1, 0.1)), WEIGHTS, rules(top=3))
     assert table["labels"].to_pylist() == [["dog", "owl", "cat"], ["cat", "dog", "owl"]]
     assert labelled(block((0.2, 0.5, 0.5)), WEIGHTS, rules())["label"].to_pylist() == ["dog"]
 
@@ -126,6 +126,7 @@ def test_names_that_are_not_utf_8():
     ("given", "says"),
     [
         ({"top": 0}, "top 0: an image would get no class; use 1 to 3"),
+        ({"top": 4}, "top 4: there are only 3 classes to name; use that many or fewer"),
         ({"threshold": 25.0}, "threshold 25.0 is no cosine"),
         ({"threshold": float("nan")}, "is no cosine"),
         ({"min_probability": 0.0}, "must be above 0"),
@@ -238,7 +239,7 @@ def test_a_damaged_part_is_made_anew_with_what_follows(tmp_path, damage):
     finishes(out, 14)
 
 
-def test_parts_behind_a_gap_do_not_come_back(tmp_path):
+def test_parts_behind_a_gap_do_not_come_back(tmp_path, caplog):
     out, parts = begun(tmp_path)  # parts of 14 rows, up to row 70
     parts[1].unlink()
 
@@ -249,6 +250,74 @@ def test_parts_behind_a_gap_do_not_come_back(tmp_path):
 
     write_labels(out, PLAN, N, others)
     assert pq.read_table(out).replace_schema_metadata(None) == wanted()
+    assert "parts: 3 finished parts are made again, from row 14 on" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name", ["a-b.parquet", "0-14.parquet", "000000000070-000000000070.parquet", "mine.parquet", "copy of 0-14.parquet"]
+)
+def test_a_file_that_is_no_part_is_named_and_left(tmp_path, name):
+    out, parts = begun(tmp_path)
+    stray = parts_folder(out) / name
+    stray.write_bytes(b"precious")
+    run = Run()
+    with pytest.raises(ValueError, match=rf"{name} is no part of these labels, .*; move it elsewhere"):
+        write_labels(out, PLAN, N, run)
+    assert stray.read_bytes() == b"precious" and all(path.exists() for path in parts) and not run.started
+    stray.unlink()
+    finishes(out, 70)
+
+
+def test_a_folder_named_as_a_part_is_left(tmp_path):
+    out, parts = begun(tmp_path)
+    (parts_folder(out) / "000000000070-000000000080.parquet").mkdir()
+    with pytest.raises(ValueError, match="is no part of these labels"):
+        write_labels(out, PLAN, N, Run())
+    assert all(path.exists() for path in parts)
+
+
+def test_parts_that_the_system_does_not_let_read_stay(tmp_path, monkeypatch):
+    out, parts = begun(tmp_path)
+
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for reading in ("read_metadata", "read_table"):
+        with monkeypatch.context() as patched, pytest.raises(PermissionError):
+            patched.setattr(tag_parts.pq, reading, refuse)
+            write_labels(out, PLAN, N, Run())
+        assert all(path.exists() for path in parts)
+    write_labels(out, PLAN, N, Run())
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "null", '{"top": ', None])
+def test_parts_whose_plan_is_not_known_are_left(tmp_path, damage):
+    out, parts = begun(tmp_path)
+    plan = parts_folder(out) / "plan.json"
+    whole = plan.read_text()
+    plan.unlink() if damage is None else plan.write_text(damage)
+    with pytest.raises(
+        ValueError, match=r"plan.json is missing or damaged, .*; restore it, or remove .*parts to begin"
+    ):
+        write_labels(out, PLAN, N, Run())
+    assert all(path.exists() for path in parts)
+    plan.write_text(whole)
+    finishes(out, 70)
+
+
+def test_a_damaged_plan_without_parts_loses_nothing(tmp_path):
+    out, parts = begun(tmp_path)
+    for path in parts:
+        path.unlink()
+    (parts_folder(out) / "plan.json").write_text("")
+    finishes(out, 0)
+
+
+def test_a_plan_that_lacks_a_setting_is_another_one(tmp_path):
+    out, _ = begun(tmp_path)
+    (parts_folder(out) / "plan.json").write_text(json.dumps({"encoder": "e", "top": 1, "rows": N}))
+    with pytest.raises(ValueError, match='threshold: "nothing" there, null now'):
+        write_labels(out, PLAN, N, Run())
 
 
 def test_a_bit_that_changed_in_a_part_is_found(tmp_path):

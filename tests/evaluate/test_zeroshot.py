@@ -29,7 +29,7 @@ from dualenc.evaluate.zeroshot.labels import holds_lists, labels
 from dualenc.evaluate.zeroshot.numbers import accuracy_intervals, by_groups, drawn_accuracies
 from dualenc.evaluate.zeroshot.numbers import judge as judge_ranked
 from dualenc.evaluate.zeroshot.page import TABLE_ROWS, class_table
-from dualenc.evaluate.zeroshot.scale import calibrated, own_scale
+from dualenc.evaluate.zeroshot.scale import calibrated, calibration_table, own_scale, reliability_panel
 from dualenc.evaluate.zeroshot.zeroshot import (
     class_places,
     class_scores,
@@ -265,7 +265,7 @@ def test_by_group_each_group_is_as_if_it_were_alone(encoder):
     day = [i for i, name in enumerate(group) if name == "day"]
     alone = zero_shot_metrics(scores[day], target[day])
     assert {key: report[f"by/light/day/{key}"] for key in alone} == pytest.approx(alone)
-    assert table.columns == ["light", "Samples", "Right at first", "Right among five", "Mean over classes"]
+    assert table.columns == ["light", "Images", "Right at first", "Right among five", "Mean over classes"]
     own = judge(np.arange(120), target, scores, 3.0)
     report, table = by_groups(own, 6, group, "by/light/", times=80, seed=2)
     losses, squares = (values[day].mean() for values in (own.calibration.before.losses, own.calibration.before.squares))
@@ -275,7 +275,7 @@ def test_by_group_each_group_is_as_if_it_were_alone(encoder):
     assert report["by/light/worst_group/nll"] == max(apart, key=apart.get)
     assert table.columns[5:] == ["NLL", "Brier"]
     few = by_groups(judge(np.arange(120), target % 3, scores[:, :3], None), 3, group, "by/light/", times=0)
-    assert few[1].columns == ["light", "Samples", "Right at first", "Mean over classes"]
+    assert few[1].columns == ["light", "Images", "Right at first", "Mean over classes"]
 
 
 def test_groups_of_a_column_follow_the_labelled_rows(encoder, animals):
@@ -401,6 +401,27 @@ def test_the_temperature_lies_between_those_of_the_halves():
     found = calibrated(scores, target, scores.argmax(axis=1) == target, 100.0)
     assert found.fitted == pytest.approx(fitted_scale(scores, target), rel=1e-4)
     assert found.temperature == pytest.approx(100 / found.fitted)
+
+
+@pytest.mark.parametrize(
+    ("scores", "bound", "shown"),
+    [([[0.1, 0.9], [0.9, 0.1]] * 4, "≥", "≥ 100,000"), ([[1e-6, 0], [0, 1e-6]] * 4, "≤", "≤ 0.001")],
+)
+def test_a_temperature_at_the_end_of_its_search_says_so(scores, bound, shown):
+    target = np.array([0, 1] * 4)
+    found = calibrated(np.array(scores, np.float32), target, np.argmax(scores, axis=1) == target, 100.0)
+    assert (found.bound, found.shown) == (bound, shown)
+    table = calibration_table(found, found.report("z", times=0), "z")
+    assert table.rows[1][0] == f"Temperature {shown}" and "no better one was found inside" in table.note
+    assert f"temperature {shown}: " in reliability_panel(found).words
+
+
+def test_a_temperature_inside_its_search_is_a_number():
+    found = calibrated(
+        np.array([[0.9, 0.1], [0.4, 0.6], [0.6, 0.4], [0.1, 0.9]] * 9), np.array([0, 0, 1, 1] * 9), [1] * 36, 10.0
+    )
+    assert found.bound == "" and float(found.shown) == pytest.approx(found.temperature, rel=1e-2)
+    assert "found inside" not in calibration_table(found, found.report("z", times=0), "z").note
 
 
 def test_one_labelled_image_has_neither_intervals_nor_calibration(encoder, samples):

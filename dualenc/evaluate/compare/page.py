@@ -18,11 +18,12 @@ from dualenc.evaluate.compare.compare import (
     retrieval_outcomes,
     verdict,
 )
-from dualenc.evaluate.compare.differences import SPACE, points, signed
+from dualenc.evaluate.compare.differences import points
 from dualenc.evaluate.compare.figures import differences, recall_curves
 from dualenc.evaluate.compare.significance import PATTERNS
 from dualenc.evaluate.intervals import TIMES, Interval
 from dualenc.evaluate.metrics import Side, retrieval_ranks, sides
+from dualenc.evaluate.page.words import signed
 from dualenc.evaluate.per_query import names
 from dualenc.evaluate.ranks import Ints
 from dualenc.evaluate.retrieval import image_clusters, same_images
@@ -130,7 +131,7 @@ def _differences(report: Report, outcomes: Sequence[Outcome]) -> Table:
         else:
             sides = [f"{report[f'{side}/{outcome.key}']:,.1f}" for side in "ab"]
             low, high = (signed(report[f"{name}/{end}"]) for end in ("low", "high"))
-            difference = f"{signed(report[name])} [{low},{SPACE}{high}]"
+            difference = f"{signed(report[name])} [{low},\u00a0{high}]"
         p = [_value(report[f"{name}/{kind}"]) for kind in ("p", "p_holm")]
         count = f"{report[f'{name}/won']:,} / {report[f'{name}/lost']:,}"
         rows.append([outcome.title, *sides, difference, *p, count, verdict(report, outcome) or "–"])

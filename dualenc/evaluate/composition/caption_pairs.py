@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from dualenc.evaluate.groups.groups import Measure, Report, by_group, groups_of
 from dualenc.evaluate.intervals import TIMES, Interval
+from dualenc.evaluate.page.words import points
 from dualenc.evaluate.ranks import Floats, Ints, checked_rows, pair_scores
 from dualenc.evaluate.sections import (
     Embedded,
@@ -147,11 +148,13 @@ def kind_rows(compared: Compared, titles: Mapping[str, str], prefix: str) -> lis
     rows: list[list[str | Share]] = [
         [titles[kind], f"{report[f'{prefix}/{kind}/count']:,}", share] for kind, share in compared.kinds.items()
     ]
-    gap = report.get(f"{prefix}/gap/accuracy")
-    if isinstance(gap, float):
-        chance = report.get(f"{prefix}/gap/accuracy/chance")
-        share = share_of(report, f"{prefix}/gap/accuracy", chance if isinstance(chance, float) else None)
-        rows.append(["Gap, best less worst", "", share])
+    gap = f"{prefix}/gap/accuracy"
+    if gap in report:
+        share = share_of(report, gap, None)
+        rows.append(["Gap, best less worst", "", points(share.value, share.interval)])
+    chance = report.get(f"{gap}/chance")
+    if isinstance(chance, float):
+        rows.append(["Gap of random groups", "", points(chance)])
     return rows
 
 

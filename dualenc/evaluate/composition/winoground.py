@@ -157,7 +157,9 @@ def evaluate_winoground(
     measures = {name: Measure(title) for name, title in SCORES.items()}
     tables = []
     for field, group in groups.items():
-        some, table = by_group(values, group, None, bootstrap, seed, f"{PREFIX}/by/{field}/", measures)
+        some, table = by_group(
+            values, group, None, bootstrap, seed, f"{PREFIX}/by/{field}/", measures, counted="examples"
+        )
         report |= some
         tables.append(table)
     picked = pick(right["group_score"], examples, seed)

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dualenc.evaluate.groups.split import Split
+from dualenc.evaluate.groups.split import Split, key_of
 from dualenc.evaluate.intervals import Interval, percentiles, share_interval
+from dualenc.evaluate.page.words import minus, points
 from dualenc.evaluate.ranks import Floats, Ints
 from dualenc.evaluate.sections import Share, Table
 
@@ -36,6 +37,7 @@ class Source(NamedTuple):
 class _Group(NamedTuple):
     """One group: how many independent samples it has, its metrics (M,), and their values in each draw (times, M)."""
 
+    key: str  # its name in the report's keys
     name: str
     size: int
     value: Floats
@@ -50,26 +52,28 @@ def compare(
     seed: int,
     prefix: str,
     measures: Mapping[str, Measure],
+    counted: str = "images",
 ) -> tuple[Report, Table]:
+    """The report's keys (`groups.by_group` says which), and the page's table. counted: what a group's size is of."""
     found = []
     for g, (name, units) in enumerate(zip(split.names, split.members, strict=True)):
         # Another seed for each group: with one for all, groups of equal size would be drawn alike, not independently.
         own_seed = int(np.random.SeedSequence([seed, g]).generate_state(1)[0])
         drawn = source.drawn(units, own_seed) if times and len(units) > 1 else None
-        found.append(_Group(name, len(units), source.value(units), drawn))
+        found.append(_Group(key_of(name), name, len(units), source.value(units), drawn))
     shown = [measures.get(metric) or Measure(metric) for metric in metrics]
     compared = [g for g, group in enumerate(found) if group.size > 1]
     gaps = _random_gaps(split, found, compared, source, min(times, SHUFFLES), seed)
     report: Report = {}
     for group in found:
-        report[f"{prefix}{group.name}/count"] = group.size
+        report[f"{prefix}{group.key}/count"] = group.size
         for m, metric in enumerate(metrics):
-            report |= _entries(f"{prefix}{group.name}/{metric}", group.value[m], _between(group, m, shown[m].share))
+            report |= _entries(f"{prefix}{group.key}/{metric}", group.value[m], _between(group, m, shown[m].share))
     for m, metric in enumerate(metrics):
         report |= _gap([found[g] for g in compared], m, prefix, metric, shown[m].lower)
         report |= _chance(f"{prefix}gap/{metric}", report[f"{prefix}gap/{metric}"], gaps[:, m])
     report[f"{prefix}left_out"] = split.left_out
-    return report, _table(report, prefix, [group.name for group in found], metrics, shown)
+    return report, _table(report, prefix, found, metrics, shown, counted)
 
 
 def _gap(groups: list[_Group], m: int, prefix: str, metric: str, lower: bool) -> Report:
@@ -81,7 +85,7 @@ def _gap(groups: list[_Group], m: int, prefix: str, metric: str, lower: bool) ->
     worst, best = int(order[0]), int(order[-1])  # of equal groups two different ones
     report: Report = {
         f"{prefix}worst/{metric}": float(value[worst]),
-        f"{prefix}worst_group/{metric}": groups[worst].name,
+        f"{prefix}worst_group/{metric}": groups[worst].key,
     }
     ends = [groups[g].drawn for g in (best, worst)]
     apart = None if ends[0] is None or ends[1] is None else (ends[0] - ends[1])[:, m] * (-1 if lower else 1)
@@ -142,51 +146,61 @@ def _entries(key: str, value: float, between: Interval | None) -> Report:
 
 
 def _short(value: float) -> str:
-    return f"{value:,.{1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3}f}"
+    return minus(f"{value:,.{1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3}f}")
 
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _table(report: Report, prefix: str, names: list[str], metrics: list[str], shown: list[Measure]) -> Table:
-    def cell(key: str, measure: Measure) -> str | Share:
-        value, low, high, chance = (report.get(key + end) for end in ("", "/low", "/high", "/chance"))
+def _table(
+    report: Report, prefix: str, groups: list[_Group], metrics: list[str], shown: list[Measure], counted: str
+) -> Table:
+    def cell(key: str, measure: Measure, difference: bool = False) -> str | Share:
+        value, low, high = (report.get(key + end) for end in ("", "/low", "/high"))
         if not isinstance(value, float):
             return "–"
         between = Interval(low, high) if isinstance(low, float) and isinstance(high, float) else None
         if measure.share:
-            return Share(value, chance if isinstance(chance, float) else None, between)
-        text = _short(value) + (f" [{_short(between.low)}, {_short(between.high)}]" if between else "")
-        return text + (f"; of random groups {_short(chance)}" if isinstance(chance, float) else "")
+            return points(value, between) if difference else Share(value, None, between)
+        return _short(value) + (f" [{_short(between.low)}, {_short(between.high)}]" if between else "")
 
-    def line(what: str) -> list[str | Share]:
-        return [cell(f"{prefix}{what}/{metric}", measure) for metric, measure in zip(metrics, shown, strict=True)]
+    def line(what: str, end: str = "", difference: bool = True) -> list[str | Share]:
+        pairs = zip(metrics, shown, strict=True)
+        return [cell(f"{prefix}{what}/{metric}{end}", measure, difference) for metric, measure in pairs]
 
     rows: list[list[str | Share]] = [
-        [name, f"{report[f'{prefix}{name}/count']:,}", *line(name)] for name in names[:TABLE_ROWS]
+        [group.name, f"{group.size:,}", *line(group.key, difference=False)] for group in groups[:TABLE_ROWS]
     ]
-    if len(names) > 1:
+    if len(groups) > 1:
+        name = {group.key: group.name for group in groups}
         worst = [report[f"{prefix}worst_group/{metric}"] for metric in metrics]
-        rows.append(["Worst group", "", *("–" if name is None else str(name) for name in worst)])
+        rows.append(["Worst group", "", *("–" if key is None else name[str(key)] for key in worst)])
         rows.append(["Gap, best less worst", "", *line("gap")])
+        if _compared(report, prefix, metrics, "/chance"):
+            rows.append(["Gap of random groups", "", *line("gap", "/chance")])
     column = prefix.rstrip("/").rpartition("by/")[2] or "group"
-    note = _note(report, prefix, len(names), metrics, shown)
-    return Table([column, "Samples", *(measure.title for measure in shown)], rows, note)
+    note = _note(report, prefix, len(groups), metrics, shown, counted)
+    return Table([column, counted.capitalize(), *(measure.title for measure in shown)], rows, note)
 
 
-def _note(report: Report, prefix: str, groups: int, metrics: list[str], shown: list[Measure]) -> str:
-    said = ["The largest group stands first."]
+def _compared(report: Report, prefix: str, metrics: list[str], end: str) -> bool:
+    """Whether a metric's gap has a value that ends so."""
+    return any(f"{prefix}gap/{metric}{end}" in report for metric in metrics)
+
+
+def _note(report: Report, prefix: str, groups: int, metrics: list[str], shown: list[Measure], counted: str) -> str:
+    said = ["The largest group stands first."] if groups > 1 else []
     if groups > TABLE_ROWS:
         said.append(f"The {TABLE_ROWS} largest of {groups:,} groups; all are in report.json.")
-    if any(key.endswith("/high") for key in report):
+    if _compared(report, prefix, metrics, "/high"):
         said.append(
             "The gap's interval is that of these two groups' difference, as if they had been named beforehand; small groups lie "
-            "apart by chance alone: chance is the gap of random groups."
+            "apart by chance alone, as random groups do."
         )
     p = [(measure.title, report.get(f"{prefix}gap/{metric}/p")) for metric, measure in zip(metrics, shown, strict=True)]
     if told := [f"{title} {value:.3f}" for title, value in p if isinstance(value, float)]:
         said.append(f"p, how often random groups have a gap as large: {', '.join(told)}.")
-    if report[f"{prefix}left_out"]:
-        said.append(f"{report[f'{prefix}left_out']:,} samples without a value are left out.")
+    if left := report[f"{prefix}left_out"]:
+        said.append(f"{counted.capitalize()} without a value, which are left out: {left:,}.")
     return " ".join(said)

@@ -30,14 +30,17 @@ def by_group(
     prefix: str = "by/",
     measures: Mapping[str, Measure] | None = None,
     medians: Mapping[str, npt.ArrayLike] | None = None,
+    counted: str = "images",
 ) -> tuple[Report, Table]:
     """Report and table by group of metrics that are means over queries, or medians.
 
     values: metric -> (Q,) one number a query; group: Q names, None where a query has none (left out and counted);
     cluster (Q,): integers, equal where queries are drawn together (the image's row). times: bootstrap draws, 0 for no
     intervals. prefix: "by/COLUMN/". measures: how metrics are shown; without one, as a share where higher is better.
-    medians: metric -> (Q,) numbers of which the median is taken.
+    medians: metric -> (Q,) numbers of which the median is taken. counted: what clusters are, for people.
 
+    GROUP is the value as keys hold it (`split.key_of`): "day/night" is "day%2Fnight", as "/" parts a key, and "gap" is
+    "gap (group)"; the page shows the value itself.
     Under `prefix`: "GROUP/METRIC" (+ "/low", "/high": 95 %), "GROUP/count" (clusters), "worst_group/METRIC" (its
     name), "worst/METRIC" (its value), "gap/METRIC" (best less worst, ≥ 0; + "/low", "/high", "/chance", "/p") and "left_out"
     (clusters without a group). Groups of one cluster have no interval and are neither best nor worst.
@@ -62,7 +65,9 @@ def by_group(
             "infinite; give one finite value and one group a query"
         )
     split = Split.of(group, cluster)
-    return compare(split, _source(split, columns, means, times), list(values), times, seed, prefix, measures or {})
+    return compare(
+        split, _source(split, columns, means, times), list(values), times, seed, prefix, measures or {}, counted
+    )
 
 
 def _source(split: Split, columns: Floats, means: int, times: int) -> Source:

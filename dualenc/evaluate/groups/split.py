@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,32 +18,46 @@ from dualenc.evaluate.sections import listed
 MOST_GROUPS = 1000  # more: not a group but nearly a name, such as a file's; each would hold a few samples
 MOST_REALS = 20  # different real numbers that are groups of their own
 PARTS = 4  # groups that more are cut into
-_TAKEN = ("worst", "worst_group", "gap", "left_out")  # the report's own words, where a group's name would stand
+_TAKEN = re.compile(r"(worst|worst_group|gap|left_out)( \(group\))*")  # the report's own words where a group's name is
 
 
 def groups_of(table: pa.Table, column: str, cut: bool = True) -> list[str | None]:
     """A metadata column's values as names of groups, None where there is none (null, NaN, empty text).
 
     cut: a column of real numbers with more than MOST_REALS values is cut into PARTS groups of about one size.
-    ValueError: no such column (it lists those there are), or values that are neither text, number nor truth.
+    ValueError: no such column (it lists those there are), no value, or values that are neither text, number nor truth.
 
     >>> groups_of(pa.table({"n": [1, None, 2], "x": [0.5, 2.0, None]}), "x")
     ['0.5', '2', None]
     """
     if column not in table.column_names:
-        raise ValueError(f"the data has no column {column!r} to group by; it has {', '.join(table.column_names)}")
-    if pa.types.is_floating(table[column].type):
-        real = table[column].to_numpy()  # of its own precision, null as NaN
-        if cut and len(np.unique(real[np.isfinite(real)])) > MOST_REALS:
-            return _parts(real)
-        return [_real_name(value) for value in real]
-    return [_name(value, column) for value in table[column].to_pylist()]
+        raise ValueError(
+            f"the data has no column {column!r} to group by; it has {', '.join(table.column_names)} (of KEY.json's fields "
+            "those that hold lists, objects or nothing but null make none: write text, a number or true/false)"
+        )
+    names = _real_names(table, column, cut) if pa.types.is_floating(table[column].type) else _names(table, column)
+    if all(name is None for name in names):
+        raise ValueError(
+            f"column {column!r} is empty in all {len(names):,} samples, so there is nothing to group by; name another column"
+        )
+    return names
 
 
 def check_groups(table: pa.Table, columns: Sequence[str]) -> None:
     """ValueError where samples cannot be grouped by one of these columns."""
     for column in columns:
         Split.of(groups_of(table, column), None)
+
+
+def _real_names(table: pa.Table, column: str, cut: bool) -> list[str | None]:
+    real = table[column].to_numpy()  # of its own precision, null as NaN
+    if cut and len(np.unique(real[np.isfinite(real)])) > MOST_REALS:
+        return _parts(real)
+    return [_real_name(value) for value in real]
+
+
+def _names(table: pa.Table, column: str) -> list[str | None]:
+    return [_name(value, column) for value in table[column].to_pylist()]
 
 
 def _parts(real: npt.NDArray[np.floating]) -> list[str | None]:
@@ -68,14 +83,26 @@ def _name(value: Any, column: str) -> str | None:
     if isinstance(value, str | int):
         return str(value)
     raise ValueError(
-        f"column {column!r} holds {type(value).__name__} values; groups are made of text, numbers or true/false"
+        f"column {column!r} holds {type(value).__name__} values, which are no groups; name a column of text, numbers or "
+        "true/false"
     )
+
+
+def key_of(name: str) -> str:
+    """A group's name where it is one part of a report's key, parted by "/": each name has a key and no other name has it.
+
+    "/" is written %2F, and so % is %25 (`urllib.parse.unquote` gives both back); the report's own words get " (group)".
+
+    >>> key_of("day/night"), key_of("5 %"), key_of("gap")
+    ('day%2Fnight', '5 %25', 'gap (group)')
+    """
+    return f"{name} (group)" if _TAKEN.fullmatch(name) else name.replace("%", "%25").replace("/", "%2F")
 
 
 class Split(NamedTuple):
     """Rows that have a group, cut into units: a cluster's rows within one group."""
 
-    names: list[str]  # groups, the largest first, as the report's keys name them
+    names: list[str]  # groups, the largest first
     members: list[Ints]  # each group's units
     row: Ints  # (R,) the rows that have a group
     unit: Ints  # (R,) their units
@@ -101,5 +128,4 @@ class Split(NamedTuple):
         members = [np.flatnonzero(of_unit == g) for g in range(len(names))]
         order = sorted(range(len(names)), key=lambda g: (-len(members[g]), names[g]))
         left = len(np.unique(number[np.setdiff1d(np.arange(len(group)), row)]))
-        shown = [f"{name} (group)" if name in _TAKEN else name for name in names]
-        return cls([shown[g] for g in order], [members[g] for g in order], row, unit.ravel(), len(pair), left)
+        return cls([names[g] for g in order], [members[g] for g in order], row, unit.ravel(), len(pair), left)

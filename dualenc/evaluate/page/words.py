@@ -1,4 +1,4 @@
-"""Numbers as the page prints them: percent, intervals, counts, and where a bar's parts stand."""
+"""Numbers as the page prints them: percent, points, intervals, counts, and where a bar's parts stand."""
 
 from __future__ import annotations
 
@@ -45,6 +45,35 @@ def percent(fraction: float | None) -> str:
     text = f"{value:.{digits}f}"
     text = "99.9" if text == "100.0" and value < 100 else text
     return f"{MINUS if fraction < 0 else ''}{text}{THIN}%"
+
+
+def points(difference: float, between: Sequence[float] | None = None, digits: int = 1) -> str:
+    """A difference of fractions in percentage points, and the ends of the interval it lies in.
+
+    >>> points(-0.012, (-0.02, 0.001)), points(0.0302, digits=2)
+    ('−1.2 points [−2.0, +0.1]', '+3.02 points')
+    """
+    ends = "" if between is None else f" [{', '.join(signed(100 * end, digits) for end in between)}]"
+    return f"{signed(100 * difference, digits)} points{ends}"
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A number with its sign, and none where it rounds to 0.
+
+    >>> signed(1234.56), signed(-0.04), signed(-0.04, digits=2)
+    ('+1,234.6', '0.0', '−0.04')
+    """
+    text = f"{value:+,.{digits}f}"
+    return minus(text) if float(text.replace(",", "")) else text[1:]
+
+
+def minus(text: str) -> str:
+    """A number's text with the sign that people read as minus.
+
+    >>> minus("-0.04")
+    '−0.04'
+    """
+    return text.replace("-", MINUS)
 
 
 def interval(share: Share) -> str:

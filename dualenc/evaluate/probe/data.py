@@ -130,6 +130,15 @@ def draw_shots(target: Ints, count: int, classes: Sequence[str], seed: int = 0, 
     return np.sort(np.concatenate([rows[:count] for rows in _shuffled(target, seed)]))
 
 
+def most_shots(target: Ints) -> int:
+    """How many shots every class that occurs has images for.
+
+    >>> most_shots(np.array([0, 0, 0, 1, 1]))
+    2
+    """
+    return int(np.unique(target, return_counts=True)[1].min())
+
+
 def at_most(target: Ints, count: int, seed: int = 0) -> Ints:
     """`count` rows of each class, or all where a class has fewer."""
     return np.sort(np.concatenate([rows[:count] for rows in _shuffled(target, seed)]))

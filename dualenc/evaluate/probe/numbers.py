@@ -106,12 +106,17 @@ def by_groups(
 
 
 def counted(found: Sets, data: Sets, pool: Set, unlabelled: Mapping[str, int]) -> Report:
-    """How many images and classes there were. data, pool: what the strength was chosen on."""
-    absent = len(found.classes) - len(np.unique(found.test.target))
-    sizes = {"classes": len(found.classes), "absent": absent, "train": len(data.train.row), "val": len(pool.row)}
+    """How many images and classes there were, and which classes test has not. data, pool: what the strength was chosen on."""
+    absent = absent_classes(found)
+    sizes = {"classes": len(found.classes), "absent": len(absent), "train": len(data.train.row), "val": len(pool.row)}
     sizes |= {"held_out": int(found.val is None), "images": len(found.test.row)}
     sizes |= {f"unlabelled/{name}": count for name, count in unlabelled.items()}
-    return {f"probe/{name}": count for name, count in sizes.items()}
+    return {f"probe/{name}": count for name, count in sizes.items()} | {"probe/absent_names": ", ".join(absent) or None}
+
+
+def absent_classes(found: Sets) -> list[str]:
+    """Classes that train holds and test does not: no metric counts them."""
+    return [found.classes[c] for c in np.setdiff1d(np.arange(len(found.classes)), found.test.target)]
 
 
 def how(full: Fitted) -> Report:

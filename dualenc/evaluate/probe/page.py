@@ -9,9 +9,9 @@ import numpy as np
 
 from dualenc.evaluate.intervals import Interval
 from dualenc.evaluate.page.figure import INK, LINES, STYLES, legend, panel
-from dualenc.evaluate.page.words import percent
+from dualenc.evaluate.page.words import percent, points
 from dualenc.evaluate.probe.data import Sets
-from dualenc.evaluate.probe.numbers import METRICS, ZERO, Fitted, Report
+from dualenc.evaluate.probe.numbers import METRICS, ZERO, Fitted, Report, absent_classes
 from dualenc.evaluate.sections import (
     Embedded,
     Example,
@@ -55,13 +55,13 @@ def page(
             f"{listed(found.classes, 12)}.{seen}"
         ),
         headlines=[Headline("Linear probe", _share(report, "probe/acc1"), "of images get the right class")],
-        tables=[_overall(report, shots, seeds), *tables],
+        tables=[_overall(report, shots, seeds, absent_classes(found)), *tables],
         figures=[*figures, _choice(full)],
         examples=[shown] if shown.rows else [],
     )
 
 
-def _overall(report: Report, shots: Sequence[int], seeds: int) -> Table:
+def _overall(report: Report, shots: Sequence[int], seeds: int, absent: Sequence[str]) -> Table:
     ways = {"Zero-shot": ZERO} if f"{ZERO}acc1" in report else {}
     ways |= {f"{count} {'image' if count == 1 else 'images'} a class": f"probe/shots/{count}/" for count in shots}
     ways |= {"All of train": "probe/"}
@@ -72,17 +72,20 @@ def _overall(report: Report, shots: Sequence[int], seeds: int) -> Table:
     for name, prefix in ways.items():
         row: list[str | Share] = [name, *(_share(report, f"{prefix}{metric}") for metric in METRICS)]
         if ZERO in ways.values():
-            row.append("–" if prefix == ZERO else _share(report, f"{prefix}gain/acc1"))
+            gain = None if prefix == ZERO else _share(report, f"{prefix}gain/acc1")
+            row.append("–" if gain is None else points(gain.value, gain.interval))
         if shots:
             deviation = report.get(f"{prefix}acc1/std")
             row.append("–" if deviation is None else f"± {100 * deviation:.1f} points")
         rows.append(row)
-    drawn = f" Few images: the mean over {seeds} draws of them, and its standard deviation." if shots else ""
-    return Table(
-        columns,
-        rows,
-        f"Intervals: 95 %, test images drawn anew. Mean over classes: of the share that each class gets right.{drawn}",
-    )
+    notes = ["Intervals: 95 %, test images drawn anew. Mean over classes: of the share that each class gets right."]
+    if shots:
+        notes.append(f"Few images: the mean over {seeds} draws of them, and its standard deviation.")
+    if left_out := report.get("probe/shots/left_out"):
+        notes.append(f"Left out, as train has not so many images of every class: {left_out} a class.")
+    if absent:
+        notes.append(f"Without a test image, and counted nowhere: {listed(absent, 12)}.")
+    return Table(columns, rows, " ".join(notes))
 
 
 def _share(report: Mapping[str, Any], key: str) -> Share:

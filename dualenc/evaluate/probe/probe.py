@@ -12,11 +12,12 @@ from dualenc.evaluate.groups.groups import groups_of
 from dualenc.evaluate.intervals import TIMES
 from dualenc.evaluate.metrics import class_ranks, per_class_recall
 from dualenc.evaluate.probe.choice import choose, spread
-from dualenc.evaluate.probe.data import Set, Sets, at_most, draw_shots, held_out, seen_share, sets
+from dualenc.evaluate.probe.data import Set, Sets, at_most, draw_shots, held_out, most_shots, seen_share, sets
 from dualenc.evaluate.probe.fit import fit, principal
 from dualenc.evaluate.probe.numbers import ZERO, Fitted, Report, by_groups, counted, few, how, numbers
 from dualenc.evaluate.probe.page import page
 from dualenc.evaluate.probe.progress import Progress
+from dualenc.evaluate.ranks import Ints
 from dualenc.evaluate.sections import Embedded, Section, TextEncoder, check_dim
 from dualenc.evaluate.zeroshot.classifier import classifier
 from dualenc.evaluate.zeroshot.zeroshot import class_places
@@ -36,7 +37,7 @@ def evaluate_probe(
     names: Mapping[str, Sequence[str] | None] | None = None,
     classes: Classes | None = None,
     templates: Sequence[str] | None = None,
-    shots: Sequence[int] = SHOTS,
+    shots: Sequence[int] | None = None,
     seeds: int = 3,
     label: str = "label",
     by: Sequence[str] = (),
@@ -48,7 +49,8 @@ def evaluate_probe(
 
     The embeddings stay as they are: what is fitted is a logistic regression (`probe.fit`). Its strength is chosen on
     `val`, or on a fifth of each class of `train` (`probe.choice`); the probe that is measured learns from both. A few-shot
-    probe learns from its shots alone and looks at no more than VALIDATED_ON validation images a class.
+    probe learns from its shots alone and looks at no more than VALIDATED_ON validation images a class. shots: None for those
+    of SHOTS that every class has the images for; the others are "probe/shots/left_out".
 
     names: class names of "train", "val" and "test", where a set has its own (`probe.data.sets`). classes, templates: for
     the zero-shot classifier among the classes that train holds, `in_order_of` those names; without classes there is none.
@@ -61,11 +63,12 @@ def evaluate_probe(
     for each in given.values():
         if each is not None:
             check_dim(encoder, each)
-    _check_shots(shots, seeds)
+    _check_shots(shots or (), seeds)
     groups = {column: groups_of(test.metadata, column) for column in by}  # a wrong name is told before the work
     found, unlabelled = sets(given, names or {}, label)
     seen = {"probe/test_in_train": seen_share(found)}
     data, pool = _validated(found, seed)
+    shots, left_out = _enough(data.train.target) if shots is None else (shots, {})
     for count in shots:  # too few images, too
         draw_shots(data.train.target, count, data.classes, held=found.val is None)
     own = next((each for each in (names or {}).values() if each), None)
@@ -77,6 +80,7 @@ def evaluate_probe(
     ways = {"probe/": full.right} | ({} if zero is None else {ZERO: zero})
     ways |= {f"probe/shots/{count}/": np.mean([each.right for each in some], axis=0) for count, some in drawn.items()}
     report = numbers(ways, target, number, times, seed) | counted(found, data, pool, unlabelled) | how(full) | seen
+    report |= left_out
     for count, some in drawn.items():
         report |= few(some, target, number, f"probe/shots/{count}/", seed)
     recall, size = per_class_recall(~full.right, target, number)
@@ -96,6 +100,13 @@ def _validated(found: Sets, seed: int) -> tuple[Sets, Set]:
         return found, found.val
     kept, out = held_out(found.train.target, seed)
     return found._replace(train=found.train.take(kept)), found.train.take(out)
+
+
+def _enough(target: Ints) -> tuple[list[int], Report]:
+    """Those of SHOTS that every class of train has the images for, and what the report says of the others."""
+    most = most_shots(target)
+    left_out = ", ".join(str(count) for count in SHOTS if count > most)
+    return [count for count in SHOTS if count <= most], {"probe/shots/left_out": left_out} if left_out else {}
 
 
 def _probe(

@@ -24,7 +24,7 @@ from dualenc.evaluate.quality.clauses import Condition, condition
 from dualenc.evaluate.quality.score import distribution
 from dualenc.files import refuse_existing, whole_file, whole_folder, write_json
 
-NEEDED = ("key", "caption_number", "caption", "score")
+NEEDED = {"key": pa.string(), "caption_number": pa.int32(), "caption": pa.string(), "score": pa.float32()}
 SIGNATURES = {b"\x89PNG": "png", b"RIFF": "webp"}  # how a file begins; all else that a shard may hold is a JPEG
 
 
@@ -71,18 +71,13 @@ class FilterReport:
 
 def read_scores(paths: Sequence[str | Path]) -> pa.Table:
     """The tables of `dualenc data score`, one after the other. ValueError: what is no such table; a pair given twice."""
-    tables = []
-    for path in paths:
-        try:
-            table = pq.read_table(path, partitioning=None)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: no such file; make it with `dualenc data score --out {path}`") from None
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} does not open as parquet ({str(error).splitlines()[0]}); score again") from error
-        if absent := [name for name in NEEDED if name not in table.column_names]:
-            raise ValueError(f"{path} has no column {', '.join(absent)}; give a table that `dualenc data score` wrote")
-        tables.append(table.replace_schema_metadata(None))
-    table = pa.concat_tables(tables, promote_options="permissive")
+    named, tables = ", ".join(map(str, paths)), [_read(path) for path in paths]
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise ValueError(f"{named} do not go together ({_line(error)}); score the parts alike") from error
+    if not table.num_rows:
+        raise ValueError(f"{named}: not one row, so there is nothing to keep; score the data again")
     bad = ~np.isfinite(
         table["score"].to_numpy(zero_copy_only=False).astype(np.float64)
     )  # DuckDB takes NaN for the largest
@@ -92,10 +87,42 @@ def read_scores(paths: Sequence[str | Path]) -> pa.Table:
     pairs = table.group_by(["key", "caption_number"]).aggregate([([], "count_all")])
     if pairs.num_rows < table.num_rows:
         twice = pairs["key"][int(np.argmax(pairs["count_all"].to_numpy()))].as_py()
-        raise ValueError(
-            f"{', '.join(map(str, paths))}: {twice!r} is scored more than once; give one score to each pair"
-        )
+        raise ValueError(f"{named}: {twice!r} is scored more than once; give one score to each pair")
     return table
+
+
+def _read(path: str | Path) -> pa.Table:
+    """One table. ValueError where it is damaged, or no table of scores."""
+    try:
+        table = pq.read_table(path, partitioning=None).replace_schema_metadata(None)
+        table.validate(full=True)  # bytes of a damaged file that are no text, too
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; make it with `dualenc data score --out {path}`") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} does not open as parquet ({_line(error)}); score again") from error
+    if absent := [name for name in NEEDED if name not in table.column_names]:
+        raise ValueError(f"{path} has no column {', '.join(absent)}; give a table that `dualenc data score` wrote")
+    return _typed(path, table)
+
+
+def _typed(path: str | Path, table: pa.Table) -> pa.Table:
+    """The table with the needed columns of the types that `score_pairs` writes. ValueError where that cannot be."""
+    for name, kind in NEEDED.items():
+        try:
+            typed = table[name].cast(kind)
+        except pa.ArrowException as error:
+            raise ValueError(
+                f"{path}: column {name} is not {kind} ({_line(error)}); give a table that `dualenc data score` wrote"
+            ) from error
+        if name in ("key", "caption_number") and typed.null_count:
+            raise ValueError(f"{path}: column {name} is empty in {typed.null_count:,} rows; score the data again")
+        table = table.set_column(table.column_names.index(name), name, typed)
+    return table
+
+
+def _line(error: Exception) -> str:
+    """The first line of what Arrow says."""
+    return str(error).splitlines()[0]
 
 
 def filter_pairs(
@@ -161,7 +188,7 @@ class _Chosen:
         rows = sorted(self._rows[key], key=lambda row: self._numbers[row])
         for row in rows:
             number, caption = int(self._numbers[row]), self._captions[row].as_py()
-            if number >= len(there) or there[number] != caption:
+            if not 0 <= number < len(there) or there[number] != caption:
                 raise ValueError(
                     f"{key}: caption {number} is not the one that was scored, so the scores are of other data; score again"
                 )

@@ -113,8 +113,8 @@ def evaluate_overlap(
 
     "without" leaves these images and their captions out altogether: recall is over a smaller gallery then, which is easier
     by itself. "overlapping" and "others" ask the whole gallery, so their difference is the images' own. Recall is over the
-    images that have captions, "captioned" many. Each has /low and /high, the 95 % interval over images; it is None where
-    nothing asks, or k is above the gallery.
+    images that have captions, "captioned" many, and absent where none has. Each has /low and /high, the 95 % interval over
+    images; it is None where nothing asks, or k is above the gallery.
     """
     away = found.rows
     report: dict[str, Any] = {
@@ -124,11 +124,11 @@ def evaluate_overlap(
         "pairs": found.pairs,
         "threshold": threshold,
     }
-    if not len(test.texts):
-        return report
     captioned, owner = np.unique(test.image_row, return_inverse=True)
-    away, images = away[captioned], test.images[captioned]
     report["captioned"] = len(captioned)
+    if not len(captioned):
+        return report
+    away, images = away[captioned], test.images[captioned]
     left, texts = np.flatnonzero(~away), ~away[owner]
     place = np.cumsum(~away) - 1
     rest = (images[left], test.texts[texts], place[owner[texts]])
@@ -189,13 +189,14 @@ def overlap_section(
     for i, row in enumerate(order.tolist()):
         key = test.metadata["key"][row].as_py()
         shown = [Item(key, here[i], True, note="test"), Item(train_keys[i], there[i], True, note="training")]
-        rows.append(Example(Item(key), shown, False, f"cosine {found.score[row]:.3f}"))
+        rows.append(Example(Item(""), shown, None, f"cosine {found.score[row]:.3f}"))
     share = Share(report["overlapping/share"])
     return Section(
         title="Overlap of training and test data",
         about=(
             f"{report['overlapping']:,} of {report['images']:,} test images have a training image at a cosine of "
             f"{report['threshold']:g} or more ({report['pairs']:,} such pairs)."
+            f"{'' if report['captioned'] else ' The test data have no captions, so no recall.'}"
         ),
         headlines=[Headline("Overlap", share, "of test images are nearly in the training data")],
         tables=[_table(report, ks)] if "all/text_to_image/queries" in report else [],
@@ -223,12 +224,14 @@ def _table(report: dict[str, Any], ks: Sequence[int]) -> Table:
     )
 
 
-def shared_captions(train: pa.Table, test: pa.Table) -> int:
-    """How many captions of `test` read the same as one of `train` (tables with the column caption), letter case aside.
+def shared_captions(train: pa.Table, test: pa.Table) -> int | None:
+    """How many captions of `test` read the same as one of `train`, letter case aside; None where one side has none.
 
     >>> shared_captions(pa.table({"caption": ["A fox"]}), pa.table({"caption": ["a fox", "a dog", None]}))
     1
     """
+    if not all(table.num_rows and "caption" in table.column_names for table in (train, test)):
+        return None
     seen = pc.utf8_lower(pc.unique(pc.drop_null(train["caption"])))
     asked = pc.utf8_lower(pc.drop_null(test["caption"]))
     return int(pc.sum(pc.is_in(asked, value_set=seen)).as_py() or 0)

@@ -72,12 +72,12 @@ def score_pairs(
     """
     out = Path(out)
     refuse_existing(out)
-    images, texts, image_row = store.side("image"), store.side("text"), store.image_row
+    images, texts = store.side("image"), store.side("text")
     if not len(images) or not len(texts):
         raise ValueError(
             f"{store.folder} has {len(images)} images and {len(texts)} captions; scores are of pairs of both"
         )
-    metadata = store.metadata()
+    metadata, image_row = store.metadata(), store.image_row
     keys, captions = _named(store, metadata)
     score, relative = relative_scores(images, texts, image_row)
     found = near_duplicates(images, threshold, seed, progress)

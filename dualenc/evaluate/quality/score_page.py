@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dualenc.evaluate.page.figure import histograms, panel
+from dualenc.evaluate.page.words import minus
 from dualenc.evaluate.quality.score import QUANTILES, Scored
 from dualenc.evaluate.ranks import Ints
 from dualenc.evaluate.sections import Example, Examples, Headline, Item, Panel, Section, Share, Table
@@ -100,18 +101,18 @@ def _examples(scored: Scored, count: int, seed: int) -> list[Examples]:
         Examples("Pairs from the middle", "Drawn at random, to compare with.", [_pair(scored, int(t)) for t in middle]),
         Examples(
             "Near-duplicates",
-            "The first of them in the data, which stays, and one that is nearly equal to it, by this encoder.",
+            "The first of them in the data, and a later one that is nearly equal to it, by this encoder.",
             _twins(scored, rng) if count else [],
         ),
     ]
 
 
 def _pair(scored: Scored, text: int) -> Example:
-    row = {name: scored.table[name][text].as_py() for name in ("key", "caption", "score", "relative", "percentile")}
+    row = {name: scored.table[name][text].as_py() for name in ("key", "caption", "score", "relative")}
     caption = Item(row["caption"] or "", note=_number(row["score"]))
-    low = row["percentile"] is None or row["percentile"] < 0.45
     verdict = "not relative to any" if row["relative"] is None else f"relative {_number(row['relative'], 1)}"
-    return Example(_picture(scored, int(scored.image_row[text]), row["key"]), [caption], not low, verdict)
+    picture = Item(row["key"], scored.pictures[int(scored.image_row[text])], True, note=row["key"])
+    return Example(picture, [caption], None, verdict)
 
 
 def _twins(scored: Scored, rng: np.random.Generator) -> list[Example]:
@@ -124,8 +125,9 @@ def _twins(scored: Scored, rng: np.random.Generator) -> list[Example]:
         line = {name: first[name][i].as_py() for name in first.column_names}
         twin = number.get(line["duplicate_of"])
         if twin is not None:
-            items = [_picture(scored, twin, line["duplicate_of"]), _picture(scored, line["image"], line["key"])]
-            rows.append(Example(Item(line["key"]), items, False, "near-duplicate"))
+            earlier = Item(line["duplicate_of"], scored.pictures[twin], True, note="first")
+            later = Item(line["key"], scored.pictures[line["image"]], True, note="later")
+            rows.append(Example(Item(""), [earlier, later], None, "near-duplicate"))
     return rows
 
 
@@ -135,9 +137,5 @@ def _image_of(scored: Scored) -> dict[str, int]:
     return dict(zip(keys, rows.tolist(), strict=True))
 
 
-def _picture(scored: Scored, row: int, key: str) -> Item:
-    return Item(key, scored.pictures[row], True, note=key)
-
-
 def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+    return "–" if value is None else minus(f"{value:.{digits}f}")

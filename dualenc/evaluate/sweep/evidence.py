@@ -32,6 +32,7 @@ class Outcome(NamedTuple):
     report: dict[str, Any] | None
     error: str | None = None
     measured: bool = False  # in this run, and not in an earlier one
+    dropped: int | None = None  # samples that could not be embedded; None in evidence from before they were counted
 
 
 def remembered(out: Path, encoder: Encoder, decode: str) -> Facts | None:
@@ -72,12 +73,13 @@ def _done(out: Path, one: Outcome) -> Outcome:
     if one.error is not None or one.facts is None:
         return one
     there = _read(_row(out, one))
-    return one._replace(report=there["report"]) if there.get("key") == _key(one) else one
+    return one._replace(report=there["report"], dropped=there.get("dropped")) if there.get("key") == _key(one) else one
 
 
 def keep(out: Path, one: Outcome, seconds: float) -> None:
     """Write the evidence of a finished row, whole or not at all."""
-    write_json(_row(out, one), {"key": _key(one), "report": one.report, "seconds": round(seconds, 1)})
+    known = {"key": _key(one), "report": one.report, "dropped": one.dropped, "seconds": round(seconds, 1)}
+    write_json(_row(out, one), known)
 
 
 def _key(one: Outcome) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from dualenc.evaluate.intervals import Interval
 from dualenc.evaluate.page.figure import LINES, count, legend, panel
-from dualenc.evaluate.page.words import percent
+from dualenc.evaluate.page.words import interval, percent
 from dualenc.evaluate.sections import Headline, Panel, Section, Share, Table
 from dualenc.evaluate.sweep.evidence import Outcome
 from dualenc.evaluate.sweep.table import row, templates_of
@@ -75,6 +75,7 @@ def values(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         parts = (one.combination.encoder.name, one.combination.data.name, templates_of(one))
         name = "/".join(filter(None, parts))
         report |= {f"{name}/{key}": value for key, value in (one.report or {}).items()}
+        report |= {} if one.dropped is None else {f"{name}/dropped": one.dropped}
         report |= {} if one.error is None else {f"{name}/error": one.error}
     return report
 
@@ -92,8 +93,8 @@ def shares(outcome: Outcome) -> dict[str, Share]:
 
 def _share(report: dict[str, Any], key: str) -> Share:
     low, high = report.get(f"{key}/low"), report.get(f"{key}/high")
-    interval = None if low is None or high is None else Interval(low, high)
-    return Share(report[key], report.get(f"{key}/chance"), interval)
+    ends = None if low is None or high is None else Interval(low, high)
+    return Share(report[key], report.get(f"{key}/chance"), ends)
 
 
 def _series(outcomes: Sequence[Outcome], axis: str) -> dict[str, list[Spot]]:
@@ -101,7 +102,7 @@ def _series(outcomes: Sequence[Outcome], axis: str) -> dict[str, list[Spot]]:
     series: dict[str, list[Spot]] = {}
     for one in outcomes:
         x, found = row(one)[axis], shares(one)
-        if x is None or not found:
+        if not x or not found:  # the axis is logarithmic: it has no 0
             continue
         if one.combination.data.task == "retrieval":
             k = len(one.settings["ks"])
@@ -149,13 +150,19 @@ def _results(outcomes: Sequence[Outcome]) -> Table:
     titles = list(dict.fromkeys(title for one in done for title in shares(one)))
     rows: list[list[str | Share]] = []
     for one in done:
-        found, facts = shares(one), row(one)
+        found, facts = _cells(one), row(one)
         known = [_number(facts["parameters"]), _number(facts["samples_seen"])]
         names = [one.combination.encoder.name, one.combination.data.name, *([templates_of(one) or ""] * zeroshot)]
         rows.append([*names, *(found.get(title, "–") for title in titles), *known])
     columns = ["Encoder", "Data", *(["Templates"] * zeroshot), *titles, "Parameters", "Samples seen"]
-    note = "Each share has its 95 % interval. Everything is in results.csv."
-    return Table(columns, rows, note)
+    return Table(columns, rows, "In brackets 95 % intervals. Everything is in results.csv.")
+
+
+def _cells(outcome: Outcome) -> dict[str, str | Share]:
+    """A row's metrics by their titles: the first with a bar, to be compared down the table, the others as text."""
+    found = shares(outcome)
+    said = {title: f"{percent(share.value)} {interval(share)}".strip() for title, share in found.items()}
+    return {**said, **dict([*found.items()][:1])}
 
 
 def _failures(failed: Sequence[Outcome]) -> Table:
@@ -176,12 +183,14 @@ def _encoders(outcomes: Sequence[Outcome]) -> Table:
 
 def _data(outcomes: Sequence[Outcome]) -> Table:
     found = {one.combination.data: one.data for one in outcomes}
-    rows: list[list[str | Share]] = [
-        [data.name, data.path, data.task, _number(sums and sums.samples), sums.value[:16] if sums else "–"]
-        for data, sums in found.items()
-    ]
+    dropped = {one.combination.data: one.dropped for one in outcomes if one.dropped is not None}
+    rows: list[list[str | Share]] = []
+    for data, sums in found.items():
+        counts = [_number(sums and sums.samples), _number(dropped.get(data))]
+        rows.append([data.name, data.path, data.task, *counts, sums.value[:16] if sums else "–"])
     covers = sorted({sums.covers for sums in found.values() if sums})
-    return Table(["Data", "Read from", "Task", "Samples", "SHA-256 begins"], rows, f"Covers {'; '.join(covers)}.")
+    columns = ["Data", "Read from", "Task", "Samples", "Left out", "SHA-256 begins"]
+    return Table(columns, rows, f"Covers {'; '.join(covers)}.")
 
 
 def _best(outcomes: Sequence[Outcome]) -> list[Headline]:

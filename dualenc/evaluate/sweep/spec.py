@@ -15,6 +15,7 @@ Paths are relative to where the command runs.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections import Counter
 from pathlib import Path
@@ -59,10 +60,25 @@ class Combination(NamedTuple):
     templates: str | None
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML whose mappings have each key once, as YAML says itself; PyYAML would keep the last and tell nobody."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.YAMLError(
+                    f"{key.value!r} is there twice, and only line {key.start_mark.line + 1} would count"
+                )
+            seen.add(str(key.value))
+        return node
+
+
 def read_sweep(path: str | Path) -> Sweep:
     """The sweep of a YAML file. ValueError names the first setting that is wrong, and the nearest one that exists."""
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        found = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it") from error
     try:
@@ -104,9 +120,9 @@ def _sweep(found: Any) -> Sweep:
         if times > 1:
             raise ValueError(f"{times} of {what} are named {name!r}, so their rows look alike; give each a `name`")
     ks = made.get("ks", [1, 5, 10])
-    if not ks or not all(isinstance(k, int) and k > 0 for k in ks):
+    if not ks or not all(type(k) is int and k > 0 for k in ks):
         raise ValueError(f"ks is {ks!r}, which are no ranks; write whole numbers from 1, such as [1, 5, 10]")
-    sweep = Sweep(encoders, data, _texts(made, "templates", "templates"), tuple(ks))
+    sweep = Sweep(encoders, data, _texts(made, "templates", "templates"), tuple(dict.fromkeys(ks)))
     _check_prompts(sweep)
     return sweep
 
@@ -115,11 +131,18 @@ def _encoder(value: Any, where: str) -> Encoder:
     if isinstance(value, str):
         return Encoder(value, value)
     made = _fields(value, where, {"name": str, "path": str, "samples_seen": int | float | str}, needs="path")
-    try:  # YAML 1.1 takes 12.8e9 for text
-        seen = int(float(made["samples_seen"])) if "samples_seen" in made else None
-    except (ValueError, OverflowError):
-        raise ValueError(f"samples_seen of {where} is {made['samples_seen']!r}; write a number") from None
+    seen = _samples(made["samples_seen"], where) if "samples_seen" in made else None
     return Encoder(made.get("name", made["path"]), made["path"], seen)
+
+
+def _samples(value: int | float | str, where: str) -> int:
+    with contextlib.suppress(ValueError, OverflowError):
+        if 1 <= (seen := float(value)) < 2**63:  # YAML 1.1 takes 12.8e9 for text
+            return int(seen)
+    raise ValueError(
+        f"samples_seen of {where} is {value!r}, which counts no samples: the encoder would have no place over them; write "
+        "a number from 1, such as 12.8e9, or leave it out"
+    )
 
 
 def _data(value: Any, where: str) -> Data:
@@ -171,7 +194,7 @@ def _fields(value: Any, where: str, known: dict[str, Any], needs: str | None = N
             raise ValueError(f"{where} has {key!r}, which means nothing here; {hint}(known: {', '.join(known)})")
         if not isinstance(inner, known[key]) or isinstance(inner, bool):
             kind = {str: "text", list: "a list"}.get(known[key], "a number")
-            raise ValueError(f"{key} of {where} is {inner!r}; write {kind}")
+            raise ValueError(f"{key} of {where} is {inner!r}, which means nothing here; write {kind}")
     if needs is not None and not value.get(needs):
         raise ValueError(f"{where} has no {needs}, so there is nothing to open; add it")
     return value

@@ -146,7 +146,7 @@ def _measured(model: Any, embedded: Any, one: Outcome, out: Path) -> Outcome:
         prompts = None if classes.prompts else one.settings["prompts"]
         found, _ = evaluate_zeroshot(model, embedded, classes, prompts, one.settings["label"], examples=0)
         report = {key.removeprefix("zeroshot/"): value for key, value in found.items()}
-    one = one._replace(report=report, measured=True)
+    one = one._replace(report=report, measured=True, dropped=sum(embedded.dropped.values()))
     keep(out, one, time.time() - start)
     return one
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import glob
+import itertools
 import json
+import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +26,8 @@ import pyarrow.parquet as pq
 
 from dualenc.evaluate.tag.tagging import SCHEMA
 from dualenc.files import read_json, whole_file, write_json
+
+log = logging.getLogger("dualenc")
 
 PART_ROWS, PART_SECONDS = (
     8192,
@@ -59,9 +64,8 @@ def write_labels(out: Path, plan: dict[str, Any], rows: int, tables: Callable[[i
             f"{out} was made with other settings ({_difference(theirs, plan)}); name another file, or remove it"
         )
     if theirs is not None:
-        with contextlib.suppress(OSError, ValueError):  # what a run left that was killed at its very end
-            if read_json(folder / "plan.json") == plan:
-                shutil.rmtree(folder)
+        if _plan(folder) == plan:  # what a run left that was killed at its very end
+            shutil.rmtree(folder, ignore_errors=True)
         return summary(out)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
@@ -144,13 +148,15 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _begin(folder: Path, plan: dict[str, Any]) -> None:
-    """Note the plan, or refuse to go on with another one."""
-    path = folder / "plan.json"
-    theirs = None
-    with contextlib.suppress(FileNotFoundError):
-        theirs = read_json(path)
-    if theirs is None:
+    """Note the plan, or refuse to go on with another one, or with parts that nobody knows the plan of."""
+    path, theirs = folder / "plan.json", _plan(folder)
+    if theirs is None and not any(folder.glob("*.parquet")):
         write_json(path, plan)
+    elif theirs is None:
+        raise ValueError(
+            f"{path} is missing or damaged, so nobody can tell which labels the parts beside it hold; restore it, or remove "
+            f"{folder} to begin anew"
+        )
     elif theirs != plan:
         raise ValueError(
             f"{folder} was begun with other settings ({_difference(theirs, plan)}); run with those to go on, or remove it "
@@ -158,32 +164,52 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
         )
 
 
+def _plan(folder: Path) -> dict[str, Any] | None:
+    """The plan that the parts are made by; None where there is none, or a damaged one."""
+    try:
+        found = read_json(folder / "plan.json")
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _difference(theirs: dict[str, Any], plan: dict[str, Any]) -> str:
-    name = next(n for n in {**theirs, **plan} if theirs.get(n) != plan.get(n))
-    there, now = (json.dumps(some.get(name), ensure_ascii=False)[:60] for some in (theirs, plan))
+    name = next(n for n in {**theirs, **plan} if n not in theirs or n not in plan or theirs[n] != plan[n])
+    there, now = (json.dumps(some.get(name, "nothing"), ensure_ascii=False)[:60] for some in (theirs, plan))
     return f"{name}: other ones" if name in _DIGESTS else f"{name}: {there} there, {now} now"
 
 
 def _done(folder: Path) -> int:
-    """Rows that are there without a gap; whatever else there is, damaged or behind a gap, is removed."""
-    parts = _parts(folder)
-    for number, path in enumerate(parts):
-        start, end = _bounds(path)
-        try:
-            sound = pq.read_metadata(path).num_rows == end - start
-        except (pa.ArrowException, OSError):
-            sound = False
-        if not sound:
-            parts = parts[:number]
-            break
-    for path in set(folder.glob("*.parquet")).difference(parts):
+    """Rows that are there without a gap; parts that are damaged, or behind a gap, are removed, which is told."""
+    sound = list(itertools.takewhile(_sound, _parts(folder)))
+    first = _bounds(sound[-1])[1] if sound else 0
+    lost = set(folder.glob("*.parquet")).difference(sound)
+    for path in lost:
         path.unlink()
-    return _bounds(parts[-1])[1] if parts else 0
+    if lost:
+        log.warning(
+            "%s: %d finished parts are made again, from row %s on: one is damaged or gone",
+            folder,
+            len(lost),
+            f"{first:,}",
+        )
+    return first
+
+
+def _sound(path: Path) -> bool:
+    """Whether a part can be read and has its rows. OSError: the system refuses to read it, which is no damage."""
+    start, end = _bounds(path)
+    try:
+        return pq.read_metadata(path).num_rows == end - start
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None):
+            raise
+        return False
 
 
 def _parts(folder: Path) -> list[Path]:
     """The parts in order, up to the first gap."""
-    following = {_bounds(path)[0]: path for path in sorted(folder.glob("*-*.parquet"))}
+    following = {_bounds(path)[0]: path for path in sorted(folder.glob("*.parquet"))}
     first, found = 0, []
     while path := following.get(first):
         found.append(path)
@@ -192,9 +218,12 @@ def _parts(folder: Path) -> list[Path]:
 
 
 def _bounds(path: Path) -> tuple[int, int]:
-    """The rows of a part: the first, and the one after the last."""
-    start, _, end = path.stem.partition("-")
-    return int(start), int(end)
+    """The rows of a part: the first, and the one after the last. ValueError: it is no part."""
+    name = re.fullmatch(r"(\d{12,})-(\d{12,})\.parquet", path.name)
+    start, end = (int(name[1]), int(name[2])) if name else (0, 0)
+    if start >= end or not path.is_file():
+        raise ValueError(f"{path} is no part of these labels, and only those may lie there; move it elsewhere")
+    return start, end
 
 
 def _grouped(tables: Tables) -> Iterator[pa.Table]:
@@ -227,6 +256,8 @@ def _merge(folder: Path, out: Path, plan: dict[str, Any]) -> None:
             try:
                 held.append(pq.read_table(path, page_checksum_verification=True))
             except (pa.ArrowException, OSError) as error:
+                if getattr(error, "errno", None):  # the system's, which says nothing against the file
+                    raise
                 path.unlink(missing_ok=True)
                 raise ValueError(f"{path} is damaged ({error}), and was removed; run the same again") from error
             if sum(t.num_rows for t in held) >= GROUP_ROWS:

@@ -60,13 +60,15 @@ def checked_rules(rules: Rules) -> Rules:
     """ValueError for rules that no image, or every image, would meet."""
     if rules.top < 1:
         raise ValueError(f"top {rules.top}: an image would get no class; use 1 to {len(rules.names)}")
+    if rules.top > len(rules.names):
+        raise ValueError(f"top {rules.top}: there are only {len(rules.names)} classes to name; use that many or fewer")
     if rules.threshold is not None and not -1 < rules.threshold < 1:
         raise ValueError(
             f"threshold {rules.threshold} is no cosine that decides; use one between -1 and 1, such as 0.2"
         )
     if rules.min_probability is not None and not 0 < rules.min_probability <= 1:
         raise ValueError(f"min-probability {rules.min_probability} must be above 0 and at most 1, such as 0.5")
-    return rules._replace(top=min(rules.top, len(rules.names)))
+    return rules
 
 
 def labelled(block: Block, weights: Rows, rules: Rules) -> pa.Table:

@@ -14,6 +14,7 @@ from dualenc.evaluate.ranks import Ints
 from dualenc.evaluate.sections import Panel, Share, Table
 from dualenc.evaluate.zeroshot.calibration import (
     BINS,
+    HIGHEST,
     LOWEST,
     Bins,
     Confidence,
@@ -41,9 +42,15 @@ class Calibrated(NamedTuple):
         return self.scale / self.fitted
 
     @property
+    def bound(self) -> str:
+        """At which end of the search the temperature lies: `≥` the softest, `≤` the sharpest, "" at neither."""
+        return "≥" if self.fitted <= 1.01 * LOWEST else "≤" if self.fitted >= HIGHEST / 1.01 else ""
+
+    @property
     def shown(self) -> str:
-        """The temperature as people read it: `1.41`, `15,000`."""
-        return f"{self.temperature:.3g}" if self.temperature < 1000 else f"{self.temperature:,.0f}"
+        """The temperature as people read it: `1.41`, `15,000`, `≥ 100,000`."""
+        digits = f"{self.temperature:.3g}" if self.temperature < 1000 else f"{self.temperature:,.0f}"
+        return f"{self.bound} {digits}".strip()
 
     def report(self, name: str, times: int = TIMES, seed: int = 0) -> dict[str, Any]:
         """Keys NAME/ece, its /chance (perfect calibration's), NAME/nll and NAME/brier with intervals, …_fitted, …"""
@@ -99,11 +106,11 @@ def calibration_table(found: Calibrated, report: Mapping[str, Any], name: str) -
         return [what, share, number(f"{name}/nll{end}"), number(f"{name}/brier{end}")]
 
     floor = " and ".join(f"{100 * report[f'{name}/ece{end}/chance']:.1f}" for end in ("", "_fitted"))
-    end = ""
-    if found.fitted <= 1.01 * LOWEST:
-        end = " The right class stands out no more than chance has it: equal probabilities fit best."
+    end = " The temperature lies at the end of its search: no better one was found inside." if found.bound else ""
+    if found.bound == "≥":
+        end += " The right class stands out no more than chance has it: equal probabilities fit best."
     elif found.after.nll < 1e-9:
-        end = " All images are right, so any sharper temperature fits as well."
+        end += " All images are right, so any sharper temperature fits as well."
     return Table(
         ["Calibration", "ECE", "NLL", "Brier"],
         [
