@@ -49,10 +49,10 @@ def whole_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     nothing of a user's is overwritten, unless `replace`, which keeps the old folder until the new one is complete.
     """
     path = Path(path)
+    _clear(path)
     if not replace:
         refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _clear(path)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     old = partial.with_suffix(".old")
     held = _hold(partial)
@@ -92,12 +92,17 @@ def _hold(folder: Path) -> int | None:
 
 
 def _clear(path: Path) -> None:
-    """Remove what killed processes left of `path` in the making: folders that nobody holds."""
-    for partial in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
-        with contextlib.suppress(OSError):  # its maker is done with it
-            young = time.time() - partial.stat().st_mtime < 60  # its maker may be about to hold it
-            if not young and (held := _hold(partial)) is not None:
-                shutil.rmtree(partial, ignore_errors=True)
+    """Remove what killed processes left of `path` in the making: folders that nobody holds. An old one whose process was
+    killed before the new one stood in its place goes back there."""
+    for suffix in (".old", ".tmp"):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.????????{suffix}"):
+            with contextlib.suppress(OSError):  # its maker is done with it
+                young = time.time() - left.stat().st_ctime < 2  # its maker may be about to hold it
+                if young or (held := _hold(left)) is None:
+                    continue
+                if suffix == ".old" and not path.exists():
+                    os.replace(left, path)
+                shutil.rmtree(left, ignore_errors=True)
                 os.close(held)
 
 

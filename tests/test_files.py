@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import time
 
 import pytest
 
@@ -78,19 +79,48 @@ def test_a_folder_is_replaced_only_when_asked(tmp_path):
     assert names(tmp_path) == ["d"] and names(tmp_path / "d") == ["y"]
 
 
-def test_what_a_killed_process_left_goes_first_and_what_is_being_made_stays(tmp_path):
+@pytest.fixture
+def later(monkeypatch):
+    """A function after which the clock says a minute more."""
+    now = time.time
+    return lambda: monkeypatch.setattr(time, "time", lambda: now() + 60)
+
+
+def test_what_a_killed_process_left_goes_first_and_what_is_being_made_stays(tmp_path, later):
     with whole_folder(tmp_path / "d") as held:
         (held / "x").write_text("1")
-        left, fresh, other = (tmp_path / f".{name}.tmp" for name in ("d.0a1b2c3d", "d.fresh_00", "other.0a1b2c3d"))
-        for folder in (left, fresh, other):
+        left, other = (tmp_path / f".{name}.0a1b2c3d.tmp" for name in ("d", "other"))
+        for folder in (left, other):
             folder.mkdir()
         (left / "half").write_bytes(b"half")
-        for folder in (left, held, other):
-            os.utime(folder, (1, 1))
         with pytest.raises(Crash), whole_folder(tmp_path / "d"):
             raise Crash
-        assert names(tmp_path) == sorted(folder.name for folder in (held, fresh, other))
+        assert left.exists()  # somebody may be about to hold it
+        later()
+        with pytest.raises(Crash), whole_folder(tmp_path / "d"):
+            raise Crash
+        assert names(tmp_path) == sorted(folder.name for folder in (held, other))
+        (tmp_path / ".d.0a1b2c3d.tmp").mkdir()
     assert names(tmp_path / "d") == ["x"]
+    with pytest.raises(FileExistsError), whole_folder(tmp_path / "d"):
+        raise AssertionError("not reached")
+    assert names(tmp_path) == [other.name, "d"]
+
+
+def test_an_old_folder_goes_back_where_its_process_was_killed_between_the_two_renames(tmp_path, later):
+    old, new = tmp_path / ".d.0a1b2c3d.old", tmp_path / ".d.0a1b2c3d.tmp"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "x").write_text(folder.suffix)
+    later()
+    with pytest.raises(Crash), whole_folder(tmp_path / "d", replace=True):
+        raise Crash
+    assert names(tmp_path) == ["d"] and (tmp_path / "d" / "x").read_text() == ".old"
+    (tmp_path / "d").rename(old)
+    (tmp_path / "d").mkdir()  # the new one stands: the old one was only not removed yet
+    with whole_folder(tmp_path / "d", replace=True) as partial:
+        (partial / "y").write_text("2")
+    assert names(tmp_path) == ["d"] and names(tmp_path / "d") == ["y"]
 
 
 def test_the_old_folder_comes_back_when_the_last_rename_fails(tmp_path, monkeypatch):

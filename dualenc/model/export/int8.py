@@ -47,7 +47,7 @@ def export_int8(
     encoder by more than 1e-4; FileExistsError when `out` holds anything; ImportError without the packages.
     """
     need(*PACKAGES)
-    with whole_folder(out) as partial, tempfile.TemporaryDirectory(dir=partial.parent, prefix=".float.") as name:
+    with whole_folder(out) as partial, tempfile.TemporaryDirectory(dir=partial) as name:
         seen, whole = probe(encoder), Path(name)
         write_graphs(encoder, whole, seen)
         gaps, sizes = {}, {}
