@@ -178,16 +178,15 @@ class Segment:
 
     def _rescore(self, queries: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         there = ids >= 0
-        scores = np.full(ids.shape, -np.inf, np.float32)
         rows = self.find(ids[there])
         if len(rows) and rows.min() < 0:
             raise ValueError("the FAISS file holds ids that the index does not list; restore it or build again")
-        if rows.size and there.all():
+        if len(rows) and there.all():
             candidates = self.take(rows).reshape(*ids.shape, -1)
-            scores = np.matmul(candidates, queries[:, :, None])[:, :, 0]
-        elif len(rows):
-            owner = np.nonzero(there)[0]
-            scores[there] = np.einsum("nd,nd->n", self.take(rows), queries[owner])
+        else:  # one way for all queries: another one's sums would differ in the last bits
+            candidates = np.zeros((*ids.shape, queries.shape[1]), np.float32)
+            candidates[there] = self.take(rows)
+        scores = np.where(there, np.matmul(candidates, queries[:, :, None])[:, :, 0], -np.inf)
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(ids, best, 1), np.take_along_axis(scores, best, 1)
 

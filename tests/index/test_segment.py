@@ -95,6 +95,29 @@ def test_the_widest_search_is_exact_and_leaves_out_what_was_removed(parts, pool,
     same(*part.search(pool.texts, 10, setting(part, WIDE, 256)), *brute(pool.texts, pool.images, part.ids, live, 10))
 
 
+@pytest.mark.parametrize("recipe", ALL)
+@pytest.mark.parametrize("k", [10, 120])  # of 120 a narrow search finds all for some queries alone
+def test_a_query_finds_the_same_alone_and_in_company(parts, pool, recipe, k):
+    """To the bit, as pages of a search are told apart by scores. FAISS itself: up to 19 queries, from 20 on by products of
+    whole matrices."""
+    part = parts[recipe]
+    found, scores = part.search(pool.texts[:16], k, setting(part, NARROW))
+    for query in range(16):
+        alone = part.search(pool.texts[query : query + 1], k, setting(part, NARROW))
+        assert np.array_equal(alone[0][0], found[query]) and np.array_equal(alone[1][0], scores[query])
+
+
+def test_scores_again_are_the_same_beside_a_query_with_fewer_candidates(parts, pool):
+    part = parts["ivf_pq"]
+    candidates = np.stack([part.ids[part.alive][start : start + 40] for start in range(4)])
+    candidates[1, 30:] = -1
+    found, scores = part._rescore(pool.texts[:4], candidates, 40)
+    assert (found[1, 30:] == -1).all() and np.isneginf(scores[1, 30:]).all() and np.isfinite(scores[1, :30]).all()
+    for query in range(4):
+        alone = part._rescore(pool.texts[query : query + 1], candidates[query : query + 1], 40)
+        assert np.array_equal(alone[0][0], found[query]) and np.array_equal(alone[1][0], scores[query])
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("buffer", [1, 20_000, 1 << 24])
 @pytest.mark.parametrize("recipe", CODED)

@@ -167,7 +167,9 @@ class Kind:
                 whole[short] = part
         there = found[1] >= 0
         found_ids[:, :reach] = np.where(there, self._ids(found[1], ids), -1)
-        cosines = found[0] if self.mean is None else found[0] + (queries @ self.mean)[:, None]
+        cosines = found[0]
+        if self.mean is not None:  # not by `@`, whose last bits for a query depend on how many go with it
+            cosines = cosines + np.einsum("qd,d->q", queries, self.mean)[:, None]
         scores[:, :reach] = np.where(there, cosines, -np.inf)
         return found_ids, scores
 
