@@ -35,9 +35,12 @@ def parse(header: bytes) -> tuple[bytes, str, int] | None:
 def extends(header: bytes) -> tuple[bool, bool]:
     """Whether a damaged header looks like one that said the name of the next member, and whether too little of it is left."""
     name, field = header[:100], header[148:156].split(b"\0", 1)[0].strip(b" ")
-    looks = header[156:157] in (b"x", b"g", b"L", b"K") or b"PaxHeader" in name or b"@LongLink" in name
     stored = int(field, 8) if field and not field.strip(b"01234567") else -BLOCK
-    one_byte = abs(sum(header) - sum(header[148:156]) + 8 * 32 - stored) < 256
+    off = sum(header) - sum(header[148:156]) + 8 * 32 - stored
+    kind_alone = off == header[156] - ord("0")  # with a file's kind in its place the sum is right
+    of_kind = header[156:157] in (b"x", b"g", b"L", b"K") and not kind_alone
+    looks = of_kind or b"PaxHeader" in name or b"@LongLink" in name
+    one_byte = abs(off) < 256
     return looks, not one_byte and header[MAGIC_AT : MAGIC_AT + len(MAGIC)] != MAGIC
 
 

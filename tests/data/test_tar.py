@@ -156,6 +156,18 @@ def test_a_flipped_bit_in_a_magic_word_costs_no_neighbour(tmp_path):
     assert members(path) == ([*whole[:2], whole[3]], DAMAGED)
 
 
+@pytest.mark.parametrize("kind", [b"x", b"L", b"g", b"K"])
+@pytest.mark.parametrize("case", ["gnu", "gnu long name", "pax"])
+def test_a_file_whose_kind_became_an_extended_headers_costs_no_neighbour(tmp_path, case, kind):
+    path = write_tar(tmp_path / "t.tar", *CASES[case])
+    whole, content = members(path)[0], bytearray(path.read_bytes())
+    header = whole[1].offset - BLOCK
+    assert content[header + 156 : header + 157] == b"0"
+    content[header + 156 : header + 157] = kind
+    path.write_bytes(content)
+    assert members(path) == ([whole[0], *whole[2:]], DAMAGED)
+
+
 @pytest.mark.parametrize("case", ["ustar", "gnu long name", "pax"])
 @given(data=st.data())
 def test_a_cut_tar_keeps_what_is_whole_and_says_so(tmp_path_factory, case, data):
