@@ -15,7 +15,6 @@ from dualenc.serve.problems import Problem
 
 PATIENCE = 5.0  # seconds that a request waits for an encoder that is still loading
 PIECE = 16  # texts of one request that go through the tower before others get their turn
-SHORT = 80  # letters of a text that may be quick
 OVERHEAD = 400  # bytes of an entry beside its array's values and its key, about
 TEXT_BYTES, IMAGE_BYTES, CLASSIFIER_BYTES = 32 << 20, 8 << 20, 32 << 20  # of the caches, at most
 
@@ -104,7 +103,7 @@ class Embeddings:
     async def _through(self, slot: Slot, lane: str, items: list[Any], most: int) -> np.ndarray:
         """Rows of texts or pictures through a tower, in pieces, so that others get in between."""
         with stage(f"embed_{lane}"):
-            if lane == "text" and slot.quick is not None and len(items) == 1 and len(items[0]) <= SHORT:
+            if lane == "text" and slot.quick is not None and len(items) == 1 and slot.loaded.result().short(items[0]):
                 return np.stack([await slot.quick.do(items[0])])
             rows = [
                 await slot.lanes[lane].do(items[start : start + most], size=len(items[start : start + most]))

@@ -32,6 +32,10 @@ class Encoder(Protocol):
     dim: int
     fingerprint: str
     logit_scale: float  # what cosines are multiplied by before a softmax
+    text_seconds: float  # that one of several short texts takes; inf: not where other threads embed texts too
+
+    def short(self, text: str) -> bool:
+        """Whether `text_seconds` holds for a text."""
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """(T, D) float32 unit rows."""
@@ -205,10 +209,10 @@ def _lanes(encoder: Encoder, plan: Plan) -> dict[str, Lane]:
 
 def _quick(encoder: Encoder) -> Gather | None:
     """The event loop as a lane of its own, for a text tower that is quick enough there on one thread."""
-    if getattr(encoder, "text_seconds", math.inf) > QUICK:
+    if encoder.text_seconds > QUICK:
         return None
     begin = getattr(encoder, "begin", lambda threads: None)
-    return Gather(lambda texts: encoder.embed_texts(texts), TOGETHER, begin=lambda: begin(1))
+    return Gather("quick text", lambda texts: encoder.embed_texts(texts), TOGETHER, begin=lambda: begin(1))
 
 
 def _lanes_of(slots: Iterable[Slot]) -> dict[Lane, None]:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
+from dualenc.serve import observe
+
 QUIET, LONGEST = 0.0002, 0.002  # seconds that the first item waits: until nothing more comes for a while, and in all
 
 
@@ -25,12 +27,13 @@ class Gather:
 
     def __init__(
         self,
+        name: str,
         work: Callable[[list[Any]], Any],
         most: int,
         quiet: float = QUIET,
         begin: Callable[[], object] = lambda: None,
     ):
-        self._work, self._most, self._quiet, self._begin = work, most, quiet, begin
+        self._name, self._work, self._most, self._quiet, self._begin = name, work, most, quiet, begin
         self._waiting: list[tuple[Any, asyncio.Future[Any]]] = []
         self._first = self._last = 0.0  # perf_counter() of the first and of the latest of those that wait
         self._begun = False
@@ -54,6 +57,7 @@ class Gather:
             asyncio.get_running_loop().call_soon(self._turn)
             return
         taken, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+        observe.queue(self._name, len(self._waiting))
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._turn)
         if not self._begun:
@@ -64,11 +68,13 @@ class Gather:
     def _do(self, some: list[tuple[Any, asyncio.Future[Any]]]) -> None:
         try:
             results = list(self._work([item for item, _ in some])) if some else []
-            for (_, future), result in zip(some, results, strict=True):
-                future.set_result(result)
+            assert len(results) == len(some), f"{self._name} made {len(results)} results of {len(some)} items"
         except Exception as error:
             if len(some) == 1:
                 some[0][1].set_exception(error)
                 return
             for one in some:
                 self._do([one])
+        else:
+            for (_, future), result in zip(some, results, strict=True):
+                future.set_result(result)

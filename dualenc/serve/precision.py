@@ -8,6 +8,7 @@ never int8, which is left to those who measured it on their own data.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +27,9 @@ log = logging.getLogger("dualenc.serve")
 LARGE = 30_000_000  # weights from which on matrix products are most of the time
 CLOSE = 0.99  # least cosine between a row of the smaller type and float32's
 PROBES = ("a dog", "two people ride their bicycles along the river on a sunny day")
-TEXTS = [f"{number} dogs and a red bicycle by the river" for number in range(8)]  # as long as searches are
+TEXTS = [f"{number} dogs and a red bicycle by the river on a sunny day" for number in range(8)]
+SHORT = 16  # tokens, about as many as TEXTS have: what longer ones take, they do not tell
+SLOW = 0.002  # seconds a text from which a tower is not looked at any longer
 
 
 class Served:
@@ -40,9 +43,10 @@ class Served:
         self.precision = _chosen(encoder) if precision == "auto" else precision
         if self.precision in CASTS:
             self._cast()
-        encoder.trace_text()
+        traced = encoder.trace_text()
         self._probe()  # the first pass of a tower takes longer than those after it
-        self.text_seconds = self._text_seconds()
+        # a tower without a graph works in one thread at a time, as its weights are put in its place for each batch
+        self.text_seconds = self._text_seconds() if traced else math.inf
 
     def begin(self, threads: int) -> None:
         """Called in each thread that embeds, before it does."""
@@ -58,18 +62,24 @@ class Served:
         """(N, D) float32 unit rows of PIL images. ValueError: one that does not decode."""
         return self._unit(self._encoder.embed_images(images))
 
+    def short(self, text: str) -> bool:
+        """Whether a text takes no longer than `text_seconds`, which is seconds."""
+        return len(np.trim_zeros(self._tokens([text])[0], "b")) <= SHORT  # zeros pad
+
     def _text_seconds(self) -> float:
         """What one of eight texts takes that one thread embeds together, at best."""
-        threads, took = torch.get_num_threads(), []
+        threads, best = torch.get_num_threads(), math.inf
         torch.set_num_threads(1)
         try:
             for _ in range(5):
                 start = time.perf_counter()
                 self.embed_texts(TEXTS)
-                took.append(time.perf_counter() - start)
+                best = min(best, (time.perf_counter() - start) / len(TEXTS))
+                if best > SLOW:
+                    break
         finally:
             torch.set_num_threads(threads)
-        return min(took) / len(TEXTS)
+        return best
 
     def _unit(self, rows: np.ndarray) -> np.ndarray:
         # a row that was normalised in bfloat16 is up to 0.4 % off

@@ -19,7 +19,7 @@ from dualenc.serve import protocol
 from dualenc.serve.run import leave
 
 GRACE = 10.0  # seconds that requests have to finish once the process is told to stop; then they are cancelled
-LINGER = 0.3  # seconds that idle connections stay open then: their next request may be on its way
+LINGER = 1.0  # seconds that idle connections stay open then: their next request may be on its way
 LAST = 5.0  # seconds more for what no request waits for, such as an encoder that is still loading
 KEEP_ALIVE = 75  # seconds of silence until a connection is closed: longer than the 60 s of the usual proxies
 Message = dict[str, Any]

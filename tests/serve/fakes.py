@@ -23,11 +23,15 @@ class FakeEncoder:
     """Stands where the engine has an encoder. `calls`: how many items each call of a tower got."""
 
     logit_scale = 100.0
+    text_seconds = float("inf")
     path = "fake"
 
     def __init__(self, dim: int = DIM, fingerprint: str = FINGERPRINT):
         self.dim, self.fingerprint = dim, fingerprint
         self.calls: list[int] = []
+
+    def short(self, text: str) -> bool:
+        return len(text) <= 16
 
     def embed_texts(self, texts: Any) -> np.ndarray:
         self.calls.append(len(texts))

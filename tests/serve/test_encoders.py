@@ -227,16 +227,34 @@ def test_closing_while_one_loads_waits_for_nothing(monkeypatch):
         raise AssertionError("its lanes are open still")
 
 
-def test_the_real_one_is_loaded_quietly_and_as_the_index_was_made(encoder, encoder_folder):
+def test_the_real_one_is_loaded_quietly_and_as_the_index_was_made(encoder, encoder_folder, monkeypatch):
     need = Need(str(encoder_folder), encoder.fingerprint, encoder.dim)
     served = encoders.load(need, "auto", 1)
     assert gc.isenabled() and served.precision == "float32"  # a tiny one
     assert (served.dim, served.fingerprint) == (encoder.dim, encoder.fingerprint)
     assert 0 < served.text_seconds < 10
+    monkeypatch.setattr("dualenc.serve.precision.SHORT", 4)  # with start and end
+    assert served.short("a dog") and not served.short("a dog!")
     assert served.logit_scale == pytest.approx(encoder.model.logit_scale.exp().item())
     texts = ["a dog", "two dogs and a cat"]
     # as one graph (dualenc.model.traced), whose products are summed in another order
     np.testing.assert_allclose(served.embed_texts(texts), encoder.embed_texts(texts), atol=1e-6, rtol=0)
+
+
+def test_without_a_graph_no_thread_but_the_lanes_embeds_texts(encoder_folder, monkeypatch):
+    monkeypatch.setattr("dualenc.model.encoder.traced_text", lambda model: None)
+    assert encoders.load(Need(str(encoder_folder), None, 16), "auto", 1).text_seconds == float("inf")
+
+
+def test_a_slow_tower_is_not_looked_at_for_long(encoder_folder, monkeypatch):
+    from dualenc.serve import precision
+
+    monkeypatch.setattr(precision, "SLOW", 0.0)
+    passes = []
+    plain = precision.Served.embed_texts
+    monkeypatch.setattr(precision.Served, "embed_texts", lambda self, texts: passes.append(texts) or plain(self, texts))
+    encoders.load(Need(str(encoder_folder), None, 16), "auto", 1)
+    assert passes.count(precision.TEXTS) == 1
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])

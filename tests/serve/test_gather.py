@@ -19,7 +19,7 @@ def through(scenario, most=8, **more):
         return [f"{item}!" for item in items]
 
     async def main():
-        return await asyncio.wait_for(scenario(Gather(work, most, **more), batches), 10)
+        return await asyncio.wait_for(scenario(Gather("test", work, most, **more), batches), 10)
 
     return asyncio.run(main())
 
@@ -92,3 +92,23 @@ def test_who_has_left_is_left_out_and_work_begins_once():
         assert await gathered.do("d") == "d!" and batches[1:] == [["d"]] and begun == [1]
 
     through(scenario, begin=lambda: begun.append(1))
+
+
+def test_work_that_makes_too_few_results_is_an_error_for_all():
+    async def main():
+        gathered = Gather("test", lambda items: items[1:], 8)
+        found = await asyncio.wait_for(asyncio.gather(*map(gathered.do, "abc"), return_exceptions=True), 10)
+        assert all(isinstance(one, AssertionError) and "0 results of 1 items" in str(one) for one in found)
+
+    asyncio.run(main())
+
+
+def test_what_waits_is_a_queue(monkeypatch):
+    lengths = []
+    monkeypatch.setattr(gather.observe, "queue", lambda name, length: lengths.append((name, length)))
+
+    async def scenario(gathered, batches):
+        await asyncio.gather(*map(gathered.do, "abcdefg"))
+        assert lengths == [("test", 4), ("test", 1), ("test", 0)]
+
+    through(scenario, most=3)

@@ -113,9 +113,9 @@ def test_short_texts_of_a_quick_tower_are_embedded_on_the_event_loop_and_others_
         assert np.array_equal(np.concatenate(rows), [fake_row(word.encode()) for word in words])
         assert fake.calls == [8, 8, 4] and all(here)  # together, and not so many that others wait for long
         assert begun.count((1, "MainThread")) == 1  # one thread's work
-        await service.texts(live, ["x" * embeddings.SHORT])
+        await service.texts(live, ["x" * 16])
         assert all(here)
-        await service.texts(live, ["x" * (embeddings.SHORT + 1)])
+        await service.texts(live, ["x" * 17])
         await service.texts(live, ["several", "texts"])
         assert here[-2:] == [False, False] and len(here) == 6
 
