@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dualenc.cli.common import command, is_store, print_json, printable, used_for
+from dualenc.cli.common import command, print_json, printable, used_for
 from dualenc.cli.evaluation import CLASSES, ENCODER, TEMPLATES
 
 NAMED = 10  # broken images that are named; the others are counted
@@ -63,7 +63,7 @@ def register(commands: Any) -> None:
 
 
 def run_classify(options: argparse.Namespace) -> int:
-    from dualenc.embed.store import open_store
+    from dualenc.embed.store import is_store, open_store
     from dualenc.evaluate.tag.sources import open_pictures
     from dualenc.evaluate.tag.tagging import Rules, checked_rules
     from dualenc.evaluate.zeroshot.classifier import classifier

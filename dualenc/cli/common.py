@@ -107,8 +107,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def is_store(path: str) -> bool:
-    """Whether `path` is a store rather than shards or images."""
-    return any((Path(path) / kind).is_dir() for kind in ("img_emb", "text_emb"))

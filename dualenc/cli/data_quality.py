@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from dualenc.cli.common import command, compute, compute_options, is_store, ks_of, print_json, printable, used_for
+from dualenc.cli.common import command, compute, compute_options, ks_of, print_json, printable, used_for
 from dualenc.cli.evaluation import ENCODER, check_out, dropped, embedded_rows, note_dropped
 
 
@@ -138,7 +137,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _scored_store(options: argparse.Namespace) -> tuple[Any, Any]:
     """The encoder where one was named, and the store: the one given, or the data embedded into one."""
-    from dualenc.embed.store import open_store
+    from dualenc.embed.store import is_store, open_store
 
     if is_store(options.data):
         if options.store:
@@ -160,12 +159,21 @@ def _scored_store(options: argparse.Namespace) -> tuple[Any, Any]:
 
 def _check_captions(source: Any) -> None:
     """ValueError, before the encoder works, where no sample has a caption. It looks no further than the first that has."""
-    from dualenc.data.sample import BadSample
+    from dualenc.data.sample import UNREADABLE, BadSample
 
+    reasons: Counter[str] = Counter()
     for i in range(len(source)):
-        with contextlib.suppress(BadSample, OSError):  # counted where samples are embedded
+        try:
             if source.sample(i, ("txt",)).captions():
                 return
+        except (BadSample, OSError) as error:
+            reasons[str(error) if isinstance(error, BadSample) else UNREADABLE] += 1
+    if reasons:
+        told = ", ".join(f"{count:,} samples: {reason}" for reason, count in reasons.items())
+        raise ValueError(
+            f"{source.path}: of its {len(source):,} samples none has a caption that can be read ({told}), so there are no "
+            "pairs to score; save captions as UTF-8, in files that can be read"
+        )
     raise ValueError(
         f"{source.path}: none of its {len(source):,} samples has a caption, so there are no pairs to score; put captions "
         "beside the images, as KEY.txt"
@@ -250,7 +258,7 @@ def run_overlap(options: argparse.Namespace) -> int:
 def _both(options: argparse.Namespace) -> tuple[Any, list[Any]]:
     """The encoder, and training and test data embedded by it."""
     from dualenc.data.shards import open_source
-    from dualenc.embed.store import open_store
+    from dualenc.embed.store import is_store, open_store
 
     names = [options.train, options.test]
     stores = [open_store(name) if is_store(name) else None for name in names]

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dualenc.cli.common import command, compute_options, is_store, ks_of
-from dualenc.cli.eval_retrieval import classed_sets
-from dualenc.cli.evaluation import ENCODER, embedded_data, finish
+from dualenc.cli.common import command, compute_options, ks_of
+from dualenc.cli.evaluation import ENCODER, classed_sets, embedded_data, embedded_rows, finish, load_encoder, opened
 
 
 class Measured(NamedTuple):
@@ -64,10 +63,12 @@ def run(options: argparse.Namespace) -> int:
     ks = ks_of(options.ks)
     _check(options)
     names = classed_sets(options.zeroshot)
-    DualEncoder.load(options.encoder[1], device="cpu")  # let go at once: what is wrong with B is told before A's work
-    a, b = (_measured(options, i) for i in range(2))
-    if a.fingerprint == b.fingerprint and options.data_b is None:
-        raise ValueError(f"{a.path} and {b.path} are one encoder ({a.fingerprint[:12]}…): there is nothing to compare")
+    # let go at once: what is wrong with B is told before A's work
+    mark = DualEncoder.load(options.encoder[1], device="cpu", decode=options.decode or "exact").fingerprint
+    options.dropped = {}  # of both: the copies that `_measured` makes hold the same one
+    a = _measured(options, 0, None if options.data_b else mark)
+    b = _measured(options, 1)
+    options.dropped.pop(options.data_b, None)  # the same queries as A's, whose --data is counted
     more = [outcome for i in range(len(names)) for outcome in _class_outcomes(names, i, a, b)]
     compared = evaluate_compare(
         a.embedded, b.embedded, (a.path, b.path), ks, more, seed=options.seed, same=options.same
@@ -81,6 +82,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """What is wrong with the options alone: told before any work."""
+    from dualenc.embed.store import is_store
+
     if len(options.encoder) != 2:
         raise ValueError(
             f"--encoder is given {len(options.encoder)} time(s), and a comparison takes two: --encoder A --encoder B"
@@ -94,11 +97,17 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--data-b takes B's store beside A's in --data; for shards, --data alone is enough")
 
 
-def _measured(options: argparse.Namespace, i: int) -> Measured:
-    """Encoder i's embeddings and classes; the encoder itself is let go before the next one is loaded."""
+def _measured(options: argparse.Namespace, i: int, other: str | None = None) -> Measured:
+    """Encoder i's embeddings and classes; the encoder itself is let go before the next one is loaded. ValueError before
+    anything is embedded: its fingerprint is the other's."""
     data = options.data_b if i and options.data_b else options.data
     own = argparse.Namespace(**{**vars(options), "encoder": options.encoder[i], "curve": None})
-    encoder, embedded = embedded_data(own, data)
+    source, encoder = opened(own, data), load_encoder(own, data)
+    if encoder.fingerprint == other:
+        raise ValueError(
+            f"{encoder.path} and {options.encoder[1]} are one encoder ({encoder.fingerprint[:12]}…): there is nothing to compare"
+        )
+    embedded = embedded_rows(own, data, source, encoder)
     if not len(embedded.texts):
         raise ValueError(f"{data}: no captions, so there is nothing to look for; retrieval needs pairs")
     classed = [_classed(own, encoder, data) for data in options.zeroshot]

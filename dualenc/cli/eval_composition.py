@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dualenc.cli.common import command, compute, is_store
+from dualenc.cli.common import command, compute
 from dualenc.cli.evaluation import bootstrap_option, check_draws, embedded_data, finish, report_options
 from dualenc.files import sha256
 
@@ -75,6 +75,7 @@ def _images(options: argparse.Namespace, names: Sequence[str], where: str) -> tu
     from dualenc.data.shards import open_source
     from dualenc.data.source import Chosen
     from dualenc.embed.run import embed_source
+    from dualenc.embed.store import is_store
     from dualenc.evaluate.composition.sugarcrepe import refuse_missing
     from dualenc.model.encoder import DualEncoder
 

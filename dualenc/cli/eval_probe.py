@@ -9,6 +9,7 @@ from typing import Any
 from dualenc.cli.common import command
 from dualenc.cli.evaluation import (
     CLASSES,
+    CURE,
     TEMPLATES,
     bootstrap_option,
     check_draws,
@@ -31,7 +32,8 @@ def register(evaluations: Any) -> None:
     parser.add_argument("--val", help="what its strength is chosen on (default: a fifth of each class of --train)")
     parser.add_argument(
         "--shots",
-        help="images a class for few-shot probes, or none (default those of 1,2,4,8,16 that every class of --train has)",
+        help="images a class for few-shot probes, or none (default those of 1,2,4,8,16 that every class of --train has, less a "
+        "fifth without --val)",
     )
     parser.add_argument("--seeds", type=int, default=3, help="draws of the shots (default 3)")
     parser.add_argument(
@@ -58,6 +60,7 @@ def register(evaluations: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from dualenc.evaluate.probe.probe import evaluate_probe
+    from dualenc.evaluate.zeroshot.prompts import own_names
 
     check_draws(options.bootstrap)
     shots = _shots(options.shots)
@@ -69,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     classes, templates = _zero_shot(options)
     places = {"train": options.train, "val": options.val, "test": options.data}
     own = options.labels == "label" or not options.classes  # a layout's names number the classes of no other column
-    names = {name: _names(place) if own else None for name, place in places.items() if place is not None}
+    names = {name: own_names(place) if own else None for name, place in places.items() if place is not None}
     if options.classes:
         names = {name: own or classes.names for name, own in names.items()}
     encoder: Any = None
@@ -109,18 +112,8 @@ def _zero_shot(options: argparse.Namespace) -> tuple[Any, list[str] | None]:
     from dualenc.evaluate.zeroshot.prompts import read_prompts
 
     try:
-        return read_prompts(options.data, options.classes, options.templates, options.labels)
+        return read_prompts(options.data, options.classes, options.templates, options.labels, CURE)
     except FileNotFoundError:
         if options.classes or options.templates:
             raise
         return None, None
-
-
-def _names(data: str) -> list[str] | None:
-    """The class names that a data set itself says: classnames.txt beside it, or an image folder's sub-folders."""
-    from dualenc.evaluate.zeroshot.prompts import read_prompts
-
-    try:
-        return read_prompts(data)[0].names
-    except FileNotFoundError:
-        return None

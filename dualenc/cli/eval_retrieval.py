@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dualenc.cli.common import command, data_names, is_store, ks_of
+from dualenc.cli.common import command, ks_of
 from dualenc.cli.eval_zeroshot import zeroshot_part
 from dualenc.cli.evaluation import (
     Part,
@@ -15,6 +15,7 @@ from dualenc.cli.evaluation import (
     bootstrap_option,
     check_draws,
     check_published,
+    classed_sets,
     embedded_data,
     finish,
     published_option,
@@ -78,34 +79,6 @@ def run(options: argparse.Namespace) -> int:
         more = {"named": name if len(names) > 1 else None, "times": options.bootstrap}
         parts.append(zeroshot_part(options, encoder, other, data, by=_columns(options.by, other, data), **more))
     return finish(options, encoder, [*parts, *swapped], "Retrieval")
-
-
-def classed_sets(paths: Sequence[str]) -> list[str]:
-    """A name for each data set of --zeroshot. Before the work: ValueError or FileNotFoundError where one has no images, no
-    class names or no labels."""
-    from dualenc.data.shards import open_source
-    from dualenc.embed.store import open_store
-    from dualenc.evaluate.zeroshot.prompts import read_prompts
-
-    names = data_names(paths)
-    for data in paths:
-        there = open_store(data) if is_store(data) else open_source(data)
-        read_prompts(data)
-        if not _labelled(there):
-            raise ValueError(
-                f"{data}: no image has a class, so accuracy cannot be told; add KEY.cls files, or leave it out of --zeroshot"
-            )
-    return names
-
-
-def _labelled(data: Any) -> bool:
-    """Whether an image of a store or a source has a class."""
-    from dualenc.embed.store import Store
-
-    if isinstance(data, Store):
-        table = data.metadata()
-        return "label" in table.column_names and table["label"].null_count < len(table)
-    return any(data.read(i, "cls") is not None for i in range(len(data)))
 
 
 def _retrieval_parts(

@@ -8,6 +8,7 @@ from typing import Any
 from dualenc.cli.common import command
 from dualenc.cli.evaluation import (
     CLASSES,
+    CURE,
     TEMPLATES,
     Part,
     add_published,
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     check_draws(options.bootstrap)
     check_published(options, "zeroshot")
     # what is wrong with them is told before the work
-    read_prompts(options.data, options.classes, options.templates, options.labels)
+    read_prompts(options.data, options.classes, options.templates, options.labels, CURE)
     if options.per_class:
         from dualenc.evaluate.zeroshot.page import check_format
 

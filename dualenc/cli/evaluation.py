@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import sys
 import tempfile
 import textwrap
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dualenc.cli.common import compute, compute_options, is_store, print_json, printable, used_for
+from dualenc.cli.common import compute, compute_options, data_names, print_json, printable, used_for
 
 ENCODER = "encoder folder, .ckpt, open_clip NAME:TAG, or hf-hub:org/repo"
 CLASSES = (
@@ -21,6 +22,7 @@ CLASSES = (
 TEMPLATES = (
     "prompt templates: imagenet, simple, plain, a .txt or .json file, FILE.json#NAME, or one such as 'a photo of a {}.'"
 )
+CURE = "give --classes"  # where nothing names the classes, of verbs that take it
 WIDTH = 200  # of what is no terminal
 Part = tuple[dict[str, Any], Any]  # what an `evaluate_*` function returns: values of the report, a section of the page
 
@@ -82,20 +84,33 @@ def add_published(options: argparse.Namespace, parts: list[Part]) -> None:
 def embedded_data(options: argparse.Namespace, data: str, encoder: Any = None) -> tuple[Any, Any]:
     """The encoder, loaded unless it is given, and what it made of the data, or what a store holds. What was left out is told,
     and kept for the report."""
+    source = opened(options, data)  # before the encoder: a wrong path is told at once
+    if encoder is None:
+        encoder = load_encoder(options, data)
+    return encoder, embedded_rows(options, data, source, encoder)
+
+
+def opened(options: argparse.Namespace, data: str) -> Any:
+    """The samples of the data, None of a store. FileNotFoundError or OSError also where the training curve is missing or no
+    report can be written."""
     if options.curve and not Path(options.curve).is_file():
         raise FileNotFoundError(
             f"{options.curve}: no such file, so there is no training curve; check or leave out --curve"
         )
     check_out(options.out)
     from dualenc.data.shards import open_source
-    from dualenc.embed.store import open_store
+    from dualenc.embed.store import is_store
+
+    return None if is_store(data) else open_source(data)
+
+
+def load_encoder(options: argparse.Namespace, data: str) -> Any:
+    """The encoder of --encoder, for data or a store of its embeddings."""
+    from dualenc.embed.store import is_store, open_store
     from dualenc.model.encoder import DualEncoder
 
-    source = None if is_store(data) else open_source(data)  # before the encoder: a wrong path is told at once
-    if encoder is None:
-        store = open_store(data) if source is None else None
-        encoder = DualEncoder.load(options.encoder, decode=options.decode or "exact", **used_for(store))
-    return encoder, embedded_rows(options, data, source, encoder)
+    store = open_store(data) if is_store(data) else None
+    return DualEncoder.load(options.encoder, decode=options.decode or "exact", **used_for(store))
 
 
 def embedded_rows(options: argparse.Namespace, data: str, source: Any, encoder: Any) -> Any:
@@ -121,15 +136,17 @@ def check_out(out: str | None) -> None:
             pass
 
 
-def note_dropped(options: argparse.Namespace, data: str, dropped: Mapping[str, int]) -> None:
+def note_dropped(options: argparse.Namespace, data: str, counts: Mapping[str, int]) -> None:
     """Count what was left out of the data, for the report, and say so at once: a smaller gallery is an easier one."""
-    options.dropped = getattr(options, "dropped", {}) | {data: Counter(dropped)}  # two encoders embed the same data
-    if dropped:
-        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in dropped.items())
+    if "dropped" not in options:
+        options.dropped = {}
+    options.dropped[data] = Counter(counts)  # once for two encoders that embed the same data
+    if counts:
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in counts.items())
         sys.stderr.write(
             f"dualenc: {printable(data)}: left out: {printable(reasons)}; what a shard that is cut short held is not counted\n"
-            if any("shard" in reason for reason in dropped)
-            else f"dualenc: {printable(data)}: {sum(dropped.values()):,} samples left out ({printable(reasons)})\n"
+            if any("shard" in reason for reason in counts)
+            else f"dualenc: {printable(data)}: {sum(counts.values()):,} samples left out ({printable(reasons)})\n"
         )
 
 
@@ -137,6 +154,39 @@ def dropped(options: argparse.Namespace) -> dict[str, int]:
     """What `note_dropped` counted, for a report, over all of the data."""
     counts: Counter[str] = sum(getattr(options, "dropped", {}).values(), Counter())
     return {"data/dropped": sum(counts.values())} | {f"data/dropped/{name}": n for name, n in counts.items()}
+
+
+def classed_sets(paths: Sequence[str]) -> list[str]:
+    """A name for each data set of --zeroshot. Before the work: ValueError or FileNotFoundError where one has no images, no
+    class names or no labels."""
+    from dualenc.data.shards import open_source
+    from dualenc.embed.store import is_store, open_store
+    from dualenc.evaluate.zeroshot.prompts import read_prompts
+
+    names = data_names(paths)
+    for data in paths:
+        there = open_store(data) if is_store(data) else open_source(data)
+        read_prompts(data)
+        if not _labelled(there):
+            raise ValueError(
+                f"{data}: no image has a class, so accuracy cannot be told; add KEY.cls files, or leave it out of --zeroshot"
+            )
+    return names
+
+
+def _labelled(data: Any) -> bool:
+    """Whether an image of a store or a source has a class."""
+    from dualenc.data.sample import BadSample
+    from dualenc.embed.store import Store
+
+    if isinstance(data, Store):
+        table = data.metadata()
+        return "label" in table.column_names and table["label"].null_count < len(table)
+    for i in range(len(data)):
+        with contextlib.suppress(BadSample, OSError):  # counted where samples are embedded
+            if data.read(i, "cls") is not None:
+                return True
+    return False
 
 
 def finish(options: argparse.Namespace, encoder: Any, parts: list[Part], title: str) -> int:
@@ -182,7 +232,7 @@ def print_table(table: Any) -> None:
     """A table of a page for a terminal: where it is wider than that, its rows one under the other, a line a cell."""
     wide = shutil.get_terminal_size((WIDTH, 24)).columns - 2
     head = [_plain(column) for column in table.columns]
-    rows = [[_cell(value) for value in row] for row in table.rows]
+    rows = [[_cell(value, table.tick) for value in row] for row in table.rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     if sum(widths) + 2 * len(widths) <= wide:
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
@@ -196,11 +246,11 @@ def print_table(table: Any) -> None:
     sys.stdout.writelines(f"  {line}".rstrip() + "\n" for line in lines)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, tick: str) -> str:
     if isinstance(value, str):
         return _plain(value)
     if value.value is None:
         return "-"
     low_high = f" [{100 * value.interval.low:.1f}, {100 * value.interval.high:.1f}]" if value.interval else ""
-    chance = "" if value.chance is None else f", chance {100 * value.chance:.1f}"
+    chance = "" if value.chance is None else f", {tick} {100 * value.chance:.1f}"
     return f"{100 * value.value:.1f} %{low_high}{chance}"

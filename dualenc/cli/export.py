@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dualenc.cli.common import command, is_store
+from dualenc.cli.common import command
 
 FORMATS = ("folder", "hf", "onnx", "int8")
 WAYS = {"text_to_image": "text → image", "image_to_text": "image → text"}
@@ -92,11 +92,10 @@ def _export(encoder: Any, source: Any, options: argparse.Namespace) -> dict[str,
 def _source(data: list[str]) -> Any:
     """The samples of --data; of a store, those it was made from, whose pixels it does not hold."""
     from dualenc.data.shards import open_source
+    from dualenc.embed.store import is_store, open_store
 
     if not (len(data) == 1 and is_store(data[0])):
         return open_source(data)
-    from dualenc.embed.store import open_store
-
     store = open_store(data[0])
     plan, table = store.manifest.get("plan", {}), store.metadata()
     paths = table["image_path"].unique().to_pylist() if "image_path" in table.column_names else []

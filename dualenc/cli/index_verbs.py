@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dualenc.cli.common import is_store, print_json
+from dualenc.cli.common import print_json
 from dualenc.files import refuse_existing
 
 
 def open_source(path: str, normalise: bool = False) -> Any:
     """A store, or plain embeddings from anywhere."""
-    if is_store(path):
-        from dualenc.embed.store import open_store
+    from dualenc.embed.store import is_store, open_store
 
+    if is_store(path):
         return open_store(path)
     from dualenc.index.folder import open_vectors
 
@@ -37,6 +37,7 @@ def run_build(options: argparse.Namespace) -> int:
 
 
 def run_tune(options: argparse.Namespace) -> int:
+    from dualenc.embed.store import is_store
     from dualenc.index.index import Index
 
     index = Index.open(options.index)
@@ -119,6 +120,7 @@ def run_compact(options: argparse.Namespace) -> int:
 
 
 def run_duplicates(options: argparse.Namespace) -> int:
+    from dualenc.embed.store import is_store
     from dualenc.index.duplicates import near_duplicates, write_groups
     from dualenc.index.index import Index
 

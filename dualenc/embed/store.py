@@ -128,6 +128,11 @@ class Store:
         return rows
 
 
+def is_store(path: str | Path) -> bool:
+    """Whether `path` is a store, finished or not, rather than shards or images."""
+    return any((Path(path) / kind).is_dir() for kind in ("img_emb", "text_emb"))
+
+
 def open_store(folder: str | Path, verify: bool = False, unit: bool = False) -> Store:
     """Open a finished store, dualenc's or clip-retrieval's.
 

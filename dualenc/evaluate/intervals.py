@@ -90,6 +90,7 @@ def share_interval(drawn: Floats, value: float, count: int) -> Interval:
     >>> share_interval(np.ones(1000), 1.0, 3)
     Interval(low=0.43850..., high=1.0)
     """
+    value, drawn = np.clip(value, 0, 1), np.clip(drawn, 0, 1)  # a mean of shares may round beyond
     low, high = percentiles(drawn)
     variance = np.nanvar(drawn) if not np.isnan(low) else np.nan
     n = value * (1 - value) / variance if variance > _ALIKE else count

@@ -10,6 +10,7 @@ import numpy as np
 from dualenc.evaluate.groups.groups import Measure, by_group, groups_of
 from dualenc.evaluate.intervals import TIMES, Interval
 from dualenc.evaluate.metrics import chance_recall, rank_metrics
+from dualenc.evaluate.page.words import brackets
 from dualenc.evaluate.pairs import checked_pairs
 from dualenc.evaluate.rank_intervals import rank_intervals
 from dualenc.evaluate.ranks import Array, Ints, pair_scores, ranks_both_ways
@@ -85,7 +86,8 @@ def evaluate_retrieval(
     for column, names in named.items():
         for way, rows in image_of.items():
             grouped = [names[row] for row in rows]
-            values, table = _by_group(way, rank[way], grouped, cluster[way], ks, column, bootstrap, seed)
+            counted = "images" if same is None else "different images"
+            values, table = _by_group(way, rank[way], grouped, cluster[way], ks, column, bootstrap, seed, counted)
             report |= values
             tables.append(table)
     shown = [
@@ -125,7 +127,15 @@ def image_clusters(same: Ints | None, images: int) -> Ints:
 
 
 def _by_group(
-    way: str, rank: Ints, names: list[str | None], cluster: Ints, ks: Sequence[int], column: str, times: int, seed: int
+    way: str,
+    rank: Ints,
+    names: list[str | None],
+    cluster: Ints,
+    ks: Sequence[int],
+    column: str,
+    times: int,
+    seed: int,
+    counted: str,
 ) -> tuple[Report, Table]:
     values = {f"{way}/recall@{k}": rank < k for k in ks} | {f"{way}/mean_rank": rank + 1}
     measures = {f"{way}/recall@{k}": Measure(f"R@{k}") for k in ks}
@@ -134,13 +144,13 @@ def _by_group(
     first = next(iter(measures))
     measures[first] = measures[first]._replace(title=f"{TITLES[way]} {measures[first].title}")
     medians = {f"{way}/median_rank": rank + 1}
-    return by_group(values, names, cluster, times, seed, f"by/{column}/", measures, medians)
+    return by_group(values, names, cluster, times, seed, f"by/{column}/", measures, medians, counted)
 
 
 def _overall(report: Report, ks: Sequence[int], bootstrap: int, same: str | None) -> Table:
     def place(name: str) -> str:
         value, low, high = (report.get(f"{name}{end}") for end in ("", "/low", "/high"))
-        return f"{value:,.1f}" if low is None else f"{value:,.1f} [{low:,.1f}, {high:,.1f}]"
+        return f"{value:,.1f}" if low is None else f"{value:,.1f} {brackets(f'{low:,.1f}', f'{high:,.1f}')}"
 
     rows: list[list[str | Share]] = [[f"Recall@{k}", *(_share(report, way, k) for way in TITLES)] for k in ks]
     rows += [

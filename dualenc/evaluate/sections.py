@@ -57,11 +57,13 @@ class Headline(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Cells are text, or a Share, which prints in percent with a bar; below the table stands `note`."""
+    """Cells are text, or a Share, which prints in percent with a bar; below the table stands `note`. tick: what its shares
+    call chance."""
 
     columns: list[str]
     rows: list[list[str | Share]]
     note: str = ""
+    tick: str = "chance"
 
 
 class Item(NamedTuple):

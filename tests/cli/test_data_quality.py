@@ -120,6 +120,13 @@ def test_data_without_captions_are_told_before_the_encoder_works(gaps: Path, cap
     assert main(["data", "score", "bare", *words]) == 1
     said = capsys.readouterr().err
     assert "none of its 3 samples has a caption" in said and "no-such-encoder" not in said
+    members = [m for i in range(4) for m in sample(f"l{i}", captions=["red"] * (i > 0), seed=i)]
+    latin = [(name, "caf\u00e9".encode("latin-1") if name.endswith("txt") else data) for name, data in members]
+    write_tar(Path("latin/0.tar"), latin)
+    assert main(["data", "score", "latin", *words]) == 1
+    said = capsys.readouterr().err
+    assert "of its 4 samples none has a caption that can be read (3 samples: caption is not UTF-8)" in said
+    assert "save captions as UTF-8" in said and "no-such-encoder" not in said
     assert main(["data", "score", str(gaps), *words]) == 1
     assert "no-such-encoder" in capsys.readouterr().err
 

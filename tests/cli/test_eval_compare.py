@@ -114,7 +114,7 @@ def test_what_is_wrong_with_the_options_is_told_first(
 def test_a_wrong_second_encoder_is_told_before_the_first_one_works(
     encoders: list[str], shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("dualenc.cli.eval_compare.embedded_data", None)
+    monkeypatch.setattr("dualenc.cli.eval_compare.embedded_rows", None)
     code, _, err = compare(capsys, *encoders[:2], "--encoder", "runs/typo", "--data", str(shards))
     assert code == 1 and "runs/typo: no such encoder folder" in err
 
@@ -122,7 +122,7 @@ def test_a_wrong_second_encoder_is_told_before_the_first_one_works(
 def test_a_classified_set_that_is_not_there_or_has_no_labels_is_told_before_the_work(
     encoders: list[str], shards: Path, classed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("dualenc.cli.eval_compare.embedded_data", None)
+    monkeypatch.setattr("dualenc.cli.eval_compare.embedded_rows", None)
     words = [*encoders, "--data", str(shards), "--zeroshot", classed]
     code, _, err = compare(capsys, *words, f"{classed}/tset")
     assert code == 1 and f"{classed}/tset: no such" in err
@@ -157,11 +157,13 @@ def test_data_sets_of_one_folder_name_do_not_overwrite_each_other(
             assert both[f"{side}/zeroshot/{name}/test/acc1"] == alone[f"{side}/zeroshot/acc1"]
 
 
-def test_an_encoder_is_not_compared_with_itself(
-    encoders: list[str], shards: Path, capsys: pytest.CaptureFixture[str]
+def test_an_encoder_is_not_compared_with_itself_nor_embeds_anything(
+    encoders: list[str], shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _, err = compare(capsys, *encoders[:2], *encoders[:2], "--data", str(shards))
-    assert code == 1 and "are one encoder" in err
+    monkeypatch.setattr("dualenc.embed.run.embed_source", None)
+    for more in ([], ["--decode", "fast"]):
+        code, _, err = compare(capsys, *encoders[:2], *encoders[:2], "--data", str(shards), *more)
+        assert code == 1 and "are one encoder" in err
 
 
 def test_other_queries_in_the_second_store_are_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_shots_are_those_that_train_has_unless_they_are_given(
     assert probe(*words, "--seeds", "1", "--bootstrap", "0") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "2 images a class" in said and "4 images a class" not in said
-    assert "train has not so many images of every class: 4, 8, 16 a class." in said
+    assert "train has not so many images of every class beside those held out to validate on: 4, 8, 16 a class." in said
     with pytest.raises(ValueError, match="4 shots a class, but train has 3 images"):
         probe(*words, "--shots", "1,4")
 
@@ -102,6 +103,23 @@ def test_a_store_of_another_encoder_and_options_that_do_not_fit(
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=what):
             probe(*words, "--train", store, *more)
+
+
+def test_names_that_are_given_mend_those_beside_the_data(
+    encoder_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two classes of one name in the file beside the data, as in open_clip's ImageNet list."""
+    shutil.copytree(data, tmp_path / "twice")
+    for part in ("train", "test"):
+        (tmp_path / "twice" / part / "classnames.txt").write_text("\n".join([*list(COLOURS)[1:], list(COLOURS)[1]]))
+    words = ["--encoder", encoder_folder, "--shots", "none", "--bootstrap", "0", "--json"]
+    found = []
+    for root in (data, tmp_path / "twice"):
+        more = ["--train", root / "train", "--data", root / "test", "--classes", ",".join(COLOURS)]
+        assert probe(*words, *more) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["probe/acc1"] == found[1]["probe/acc1"]
+    assert found[0]["probe/zeroshot/acc1"] == found[1]["probe/zeroshot/acc1"]
 
 
 def test_data_that_is_learnt_from_is_refused(

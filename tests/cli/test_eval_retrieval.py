@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dualenc.cli import main
-from tests.small import sample, write_tar
+from dualenc.cli.evaluation import classed_sets
+from tests.small import png, sample, write_tar
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "purple", "orange")
 
@@ -131,6 +132,10 @@ def test_refused(refused, words, says):
     assert says in refused(*words)
 
 
+def test_a_cure_names_no_option_that_there_is_not(refused):
+    assert refused("--zeroshot", "store").endswith("; write that file, a name a line in the order of the labels")
+
+
 @pytest.fixture
 def classed(made) -> list[str]:
     """Two data sets in CLIP_benchmark's layout: both folders are called test, and the second has no column `light`."""
@@ -202,6 +207,23 @@ def test_what_is_wrong_with_a_classified_set_is_told_before_the_work(refused, cl
     shutil.copytree(made / "store", made / "kept")
     (made / "kept" / "classnames.txt").write_text("\n".join(COLOURS))
     assert "kept: no image has a class" in refused("--zeroshot", "kept")
+
+
+def test_a_class_that_cannot_be_read_is_none_and_ends_nothing(made):
+    def folder(name, count):
+        for i in range(count):
+            place = made / name / str(i)
+            place.with_suffix(".png").parent.mkdir(exist_ok=True)
+            place.with_suffix(".png").write_bytes(png(seed=i))
+            place.with_suffix(".cls").write_text(f"{i}")
+        (made / name / "classnames.txt").write_text("red\nblue")
+        (made / name / "0.cls").unlink()
+        (made / name / "0.cls").symlink_to("/proc/self/mem")  # reading it fails, whoever reads
+        return str(made / name)
+
+    assert classed_sets([folder("unreadable", 2)]) == ["unreadable"]
+    with pytest.raises(ValueError, match="no image has a class"):
+        classed_sets([folder("none", 1)])
 
 
 def test_a_wrong_index_is_told_before_the_work(refused, monkeypatch):

@@ -159,7 +159,7 @@ def test_data_sets_whose_folders_are_named_alike_keep_numbers_of_their_own(made,
 @pytest.mark.parametrize(
     ("data", "words", "says"),
     [
-        ("bare", [], "give --classes"),
+        ("bare", [], "in the order of the labels, or give --classes"),
         ("wds/test", ["--classes", "red,blue,red"], "names the class 'red' 2 times"),
         ("wds/test", ["--classes", "red"], "names 1 class"),
         ("wds/test", ["--classes", "red,blue"], "2 class names for data whose labels number 8 classes"),

@@ -20,6 +20,12 @@ def test_wide_enough(capsys, monkeypatch):
     ]
 
 
+def test_what_a_share_is_measured_against_has_its_name(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    print_table(TABLE._replace(tick="perfect calibration"))
+    assert "50.0 % [40.0, 60.0], perfect calibration 10.0\n" in capsys.readouterr().out
+
+
 def test_too_narrow(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     print_table(TABLE._replace(note=""))

@@ -221,12 +221,15 @@ def test_a_spread_takes_two_values():
 def test_medians_are_those_of_drawing_images_one_by_one():
     values, group, cluster = cases(7)
     values = np.round(values * 50)
-    report, _ = by_group({"hit": values[:, 0]}, group, cluster, times=60, medians={"middle": values[:, 1]})
+    ranks = {"mean": Measure("Mean", share=False), "middle": Measure("Median", share=False)}
+    report, _ = by_group(
+        {"mean": values[:, 0]}, group, cluster, times=60, measures=ranks, medians={"middle": values[:, 1]}
+    )
 
     def slow(rows):
-        return {"hit": float(values[rows, 0].mean()), "middle": float(np.median(values[rows, 1]))}
+        return {"mean": float(values[rows, 0].mean()), "middle": float(np.median(values[rows, 1]))}
 
-    other = by_group_of(slow, group, cluster, times=60)[0]
+    other = by_group_of(slow, group, cluster, times=60, measures=ranks)[0]
     assert list(report) == list(other)
     for key, value in report.items():
         assert value == (other[key] if isinstance(value, str) else pytest.approx(other[key])), key
@@ -271,7 +274,7 @@ def test_the_reports_own_words_are_no_groups_names():
     report = by_group({"hit": [1, 1, 0, 0]}, ["gap", "gap", "worst", "worst"], times=0, prefix="by/c/")[0]
     assert report["by/c/gap (group)/hit"] == 1.0
     assert report["by/c/gap/hit"] == 1.0
-    assert report["by/c/worst_group/hit"] == "worst (group)"
+    assert report["by/c/worst_group/hit"] == "worst"
 
 
 def test_groups_that_would_part_a_key_have_one_of_their_own():
@@ -284,7 +287,7 @@ def test_groups_that_would_part_a_key_have_one_of_their_own():
     assert {row[0] for row in table.rows[:6]} == set(names)
     assert {unquote(key) for key in keys if "%" in key} == {"a/b", "a%2Fb"}
     worst, shown = by_group({"hit": [1, 1, 0, 0]}, ["a", "a", "x/y", "x/y"], times=0)
-    assert worst["by/worst_group/hit"] == "x%2Fy" and worst["by/x%2Fy/hit"] == 0
+    assert worst["by/worst_group/hit"] == "x/y" and worst["by/x%2Fy/hit"] == 0
     assert shown.rows[2] == ["Worst group", "", "x/y"]
 
 
@@ -305,7 +308,7 @@ def test_a_table_shows_the_largest_of_many_groups():
 def test_numbers_that_are_no_shares_show_their_interval_in_words():
     measures = {"rank": Measure("Rank", lower=True, share=False)}
     report, table = by_group({"rank": [1, 2000, 3, 4]}, ["a", "a", "b", "b"], times=100, measures=measures)
-    assert table.rows[0] == ["a", "2", "1,000.5 [1.00, 2,000.0]"]
+    assert table.rows[0] == ["a", "2", "1,000.5 [1.00,\u00a02,000.0]"]
     assert table.rows[-1] == [_RANDOM, "", f"{report['by/gap/rank/chance']:,.1f}"]
     assert table.rows[-2][2].startswith("997.0 [−") and report["by/gap/rank/low"] < 0
 
@@ -313,7 +316,7 @@ def test_numbers_that_are_no_shares_show_their_interval_in_words():
 @pytest.mark.parametrize(
     ("values", "group", "says"),
     [
-        ([1, 0], [None, None], "no sample has a value"),
+        ([1, 0], [None, None], "the column is empty in all 2 samples"),
         ([1, 0], ["a"], "2 values for 1 groups"),
         ([1, np.nan], ["a", "b"], "1 of them NaN"),
         (np.ones(MOST_GROUPS + 1), [f"{i}" for i in range(MOST_GROUPS + 1)], "1,001 groups of 1,001 samples"),
@@ -381,3 +384,8 @@ def test_many_real_numbers_are_cut_into_parts_of_one_size():
 
 def test_the_page_tells_how_to_read_a_gap():
     assert "apart by chance alone, as random groups do" in by_group({"hit": [1, 0, 1, 0]}, [*"aabb"], times=5)[1].note
+
+
+def test_groups_that_are_all_alike_have_no_worst_one():
+    report, table = by_group({"hit": [1.0] * 4}, [*"aabb"], times=5)
+    assert report["by/gap/hit"] == 0 and table.rows[2] == ["Worst group", "", "–"]

@@ -115,3 +115,7 @@ def test_refused():
         mean_intervals([1.0, 0.0], [3, 3])
     with pytest.raises(ValueError, match="3 clusters for 2 rows"):
         mean_intervals([1.0, 0.0], [3, 3, 4])
+
+
+def test_a_share_that_rounds_beyond_one_is_one():
+    assert share_interval(np.full(100, 1 + 4e-16), 1 + 4e-16, 3) == share_interval(np.ones(100), 1.0, 3)

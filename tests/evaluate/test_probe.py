@@ -376,7 +376,7 @@ def test_the_whole_evaluation(tmp_path):
     assert report["probe/gain/acc1"] == pytest.approx(report["probe/acc1"] - zero["zeroshot/acc1"])
     assert section.tables[0].columns[3] == "Over zero-shot" and section.tables[0].rows[0][3] == "–"
     gains = [100 * report[f"probe/gain/acc1{end}"] for end in ("", "/low", "/high")]
-    assert section.tables[0].rows[-1][3] == "{:+.1f} points [{:+.1f}, {:+.1f}]".format(*gains).replace("-", "−")
+    assert section.tables[0].rows[-1][3] == "{:+.1f} points [{:+.1f},\u00a0{:+.1f}]".format(*gains).replace("-", "−")
     one = [report[f"probe/shots/1/acc1/seed{i}"] for i in range(2)]
     assert report["probe/shots/1/acc1"] == pytest.approx(np.mean(one))
     assert report["probe/shots/1/acc1/std"] == pytest.approx(abs(one[0] - one[1]) / math.sqrt(2)) != 0
@@ -433,6 +433,11 @@ def test_shots_that_train_has_too_few_images_for_are_left_out_unless_they_were_a
     report, section = probe.evaluate_probe(WordEncoder(), train, test, seeds=1, times=0)
     assert [count for count in probe.SHOTS if f"probe/shots/{count}/acc1" in report] == [1, 2, 4]
     assert report["probe/shots/left_out"] == "8, 16"
+    assert (
+        "Left out, as train has not so many images of every class beside those held out to validate on: 8, 16 a class."
+        in section.tables[0].note
+    )
+    _, section = probe.evaluate_probe(WordEncoder(), train, test, coloured(30, 2), seeds=1, times=0)
     assert "Left out, as train has not so many images of every class: 8, 16 a class." in section.tables[0].note
     with pytest.raises(ValueError, match="8 shots a class, but train has 5 images"):
         probe.evaluate_probe(WordEncoder(), train, test, shots=(4, 8), seeds=1, times=0)

@@ -252,7 +252,7 @@ def test_a_page_of_everything_is_whole(tmp_path):
 def test_an_interval_is_a_band_on_the_bar_and_stands_in_words():
     share = Share(0.5, 0.1, Interval(0.4, 0.65))
     assert bar(share) == (50.0, (40.0, 25.0), 10.0)
-    assert interval(share) == "[40.0, 65.0]"
+    assert interval(share) == "[40.0,\u00a065.0]"
     assert interval(Share(0.5)) == interval(Share(0.5, None, Interval(float("nan"), float("nan")))) == ""
     assert bar(Share(0.0, 0.0, Interval(0.0, 0.0))) == (0.0, (0.0, 0.0), 0.0)
     assert bar(Share(1.0, 1.0, Interval(1.0, 1.0))) == (100.0, (100.0, 0.0), 100.0)
@@ -262,7 +262,7 @@ def test_a_difference_has_its_sign_and_no_bar(tmp_path):
     share = Share(-0.021, None, Interval(-0.034, 0.001))
     assert bar(share) is None
     assert bar(Share(0.01, None, Interval(-0.02, 0.04))) is None
-    assert interval(share) == "[−3.4, 0.1]"
+    assert interval(share) == "[−3.4,\u00a00.1]"
     section = Section("T", "a", [Headline("B less A", share, "of recall@1")], [Table(["d"], [[share]])])
     write_report(tmp_path, {}, [section])
     _, page = written(tmp_path)

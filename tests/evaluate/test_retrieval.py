@@ -65,7 +65,7 @@ def test_every_number_has_its_interval(encoder, samples):
     ]
     assert section.headlines[0].share == cells[0]
     low, high = expected["text_to_image/mean_rank"]
-    assert section.tables[0].rows[2][1] == f"{report['text_to_image/mean_rank']:.1f} [{low:.1f}, {high:.1f}]"
+    assert section.tables[0].rows[2][1] == f"{report['text_to_image/mean_rank']:.1f} [{low:.1f},\u00a0{high:.1f}]"
     assert "200 draws of images" in section.tables[0].note
     plain, bare = evaluate_retrieval(encoder, data, ks=(1, 5), bootstrap=0)
     assert not [key for key in plain if key.endswith(("/low", "/high"))]
@@ -142,6 +142,8 @@ def test_copies_declared_the_same_are_drawn_together(encoder, samples):
         assert report[f"text_to_image/recall@1{end}"] == pytest.approx(alone[f"text_to_image/recall@1{end}"])
     assert report["by/light/day/count"] == 40
     assert "with the same copy together, as queries; the gallery stays whole" in section.tables[0].note
+    assert [table.columns[1] for table in section.tables[1:]] == ["Different images"] * 2
+    assert evaluate_retrieval(encoder, once, ks=(1,), by=["light"], bootstrap=0)[1].tables[1].columns[1] == "Images"
 
 
 def test_ranks_that_the_caller_has_are_not_counted_again(encoder, samples, monkeypatch):

@@ -122,6 +122,18 @@ def test_worst_kind_and_columns(encoder, samples):
         evaluate_sugarcrepe(encoder, data, kinds, by=["x"])
 
 
+def test_kinds_are_any_files_names(encoder, samples):
+    texts = ["red cat", "blue dog", "green bird"]
+    pairs = [Pair(f"k{i}.jpg", text, "another") for i, text in enumerate(texts)]
+    kinds = {"neg50%": [*pairs, pairs[0]], "gap": pairs, "gap_two": [*pairs, pairs[0]]}
+    report, section = evaluate_sugarcrepe(encoder, data_of(samples, texts), kinds)
+    for key, kind in {"neg50%25": "neg50%", "gap (group)": "gap", "gap_two": "gap_two"}.items():
+        count = len(kinds[kind])
+        assert report[f"{PREFIX}/{key}/accuracy"] == 1.0 and report[f"{PREFIX}/{key}/count"] == count
+        (row,) = [row for row in section.tables[0].rows if row[0] == kind]
+        assert row[1] == f"{count}" and row[2].value == 1.0 and row[2].interval is not None
+
+
 def test_one_kind_is_no_mean(encoder, samples):
     _, section = evaluate_sugarcrepe(encoder, data_of(samples, ["a b"]), {"swap_att": [Pair("k0", "a b", "b c")]})
     assert [row[0] for row in section.tables[0].rows] == ["Swapped attributes"]

@@ -175,6 +175,7 @@ def test_every_template_for_zeroshot_and_own_prompts_for_classes_that_have_them(
         ("encoders: [a, {name: a, path: b}]\ndata: [b]", "2 of encoders are named 'a'"),
         ("encoders: [{name: a}]\ndata: [b]", r"encoders\[0\] has no path"),
         ("encoders: [{path: a, samples_seen: many}]\ndata: [b]", "samples_seen of .* is 'many', which counts no"),
+        ("encoders: [{path: a, samples_seen: 1e+30}]\ndata: [b]", "could not be drawn; write a number from 1 to 9e18"),
         ("encoders: [3]\ndata: [b]", r"encoders\[0\] is 3"),
         ("just text", "the file is 'just text'"),
         ("a: [", "is not valid YAML"),
@@ -363,7 +364,7 @@ def test_a_row_has_one_bar(settings, tmp_path):
         for cells in drawn.rows:
             assert [name for name, cell in zip(drawn.columns, cells, strict=True) if isinstance(cell, Share)] == [bar]
     told = dict(zip(retrieval.columns, retrieval.rows[0], strict=True))["Image → text R@5"].replace("\u202f", " ")
-    assert re.fullmatch(r"[\d.]+ % \[[\d.]+, [\d.]+\]", told)
+    assert re.fullmatch(r"[\d.]+ % \[[\d.]+,\u00a0[\d.]+\]", told)
 
 
 def made(name, parameters, seen, acc1, templates="plain", error=None):
@@ -447,6 +448,12 @@ def test_samples_seen_as_people_write_it(said, seen, tmp_path):
 def test_samples_seen_that_are_no_number(said, tmp_path):
     with pytest.raises(ValueError, match=r"samples_seen of encoders\[0\] is .*, which .*; write a number"):
         read(f"encoders: [{{path: x, samples_seen: {said}}}]\ndata: [y]", tmp_path)
+
+
+def test_classes_without_names_are_to_be_named_in_the_yaml(settings, folders, tmp_path):
+    settings["data"] = [{"name": "pairs", "path": str(folders / "pairs"), "task": "zeroshot"}]
+    errors = {one.error for one in swept(settings, tmp_path)}
+    assert len(errors) == 1 and errors.pop().endswith("labels, or name them with `classes:`")
 
 
 def test_classes_take_the_order_of_the_datas_own(settings, folders, tmp_path):

@@ -253,6 +253,13 @@ def test_parts_behind_a_gap_do_not_come_back(tmp_path, caplog):
     assert "parts: 3 finished parts are made again, from row 14 on" in caplog.text
 
 
+def test_one_part_is_no_parts(tmp_path, caplog):
+    out, parts = begun(tmp_path)
+    parts[-1].write_bytes(b"")
+    finishes(out, int(parts[-1].stem.split("-")[0]))
+    assert "parts: 1 finished part is made again" in caplog.text
+
+
 @pytest.mark.parametrize(
     "name", ["a-b.parquet", "0-14.parquet", "000000000070-000000000070.parquet", "mine.parquet", "copy of 0-14.parquet"]
 )

@@ -63,7 +63,7 @@ def test_an_exact_index_says_what_exact_search_says(tmp_path, encoder, samples, 
         assert report[f"index/{way}/ann_recall@{k}"] == 1
         assert report[f"{name}/low"] <= report[name] <= report[f"{name}/high"]
     assert report[f"index/{way}/gallery"] == len(rows) and report[f"index/{way}/rows_not_in_data"] == 0
-    assert section.tables[0].rows[0][3] == "0.0 points [0.0, 0.0]"
+    assert section.tables[0].rows[0][3] == "0.0 points [0.0,\u00a00.0]"
 
 
 class Losing:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from dualenc.evaluate.groups.groups import by_group_of
 from dualenc.evaluate.intervals import draws, mean_intervals, share_interval
 from dualenc.evaluate.metrics import class_ranks, zero_shot_metrics
+from dualenc.evaluate.page.words import below
 from dualenc.evaluate.zeroshot import labels as labels_module
 from dualenc.evaluate.zeroshot import numbers as numbers_module
 from dualenc.evaluate.zeroshot.calibration import (
@@ -421,7 +422,8 @@ def test_a_temperature_inside_its_search_is_a_number():
         np.array([[0.9, 0.1], [0.4, 0.6], [0.6, 0.4], [0.1, 0.9]] * 9), np.array([0, 0, 1, 1] * 9), [1] * 36, 10.0
     )
     assert found.bound == "" and float(found.shown) == pytest.approx(found.temperature, rel=1e-2)
-    assert "found inside" not in calibration_table(found, found.report("z", times=0), "z").note
+    table = calibration_table(found, found.report("z", times=0), "z")
+    assert "found inside" not in table.note and below(table).endswith(" The tick on a bar is perfect calibration.")
 
 
 def test_one_labelled_image_has_neither_intervals_nor_calibration(encoder, samples):

@@ -23,7 +23,7 @@ from dualenc.evaluate.compare.figures import differences, recall_curves
 from dualenc.evaluate.compare.significance import PATTERNS
 from dualenc.evaluate.intervals import TIMES, Interval
 from dualenc.evaluate.metrics import Side, retrieval_ranks, sides
-from dualenc.evaluate.page.words import signed
+from dualenc.evaluate.page.words import brackets, signed
 from dualenc.evaluate.per_query import names
 from dualenc.evaluate.ranks import Ints
 from dualenc.evaluate.retrieval import image_clusters, same_images
@@ -131,7 +131,7 @@ def _differences(report: Report, outcomes: Sequence[Outcome]) -> Table:
         else:
             sides = [f"{report[f'{side}/{outcome.key}']:,.1f}" for side in "ab"]
             low, high = (signed(report[f"{name}/{end}"]) for end in ("low", "high"))
-            difference = f"{signed(report[name])} [{low},\u00a0{high}]"
+            difference = f"{signed(report[name])} {brackets(low, high)}"
         p = [_value(report[f"{name}/{kind}"]) for kind in ("p", "p_holm")]
         count = f"{report[f'{name}/won']:,} / {report[f'{name}/lost']:,}"
         rows.append([outcome.title, *sides, difference, *p, count, verdict(report, outcome) or "–"])

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from dualenc.evaluate.groups.groups import Measure, Report, by_group, groups_of
+from dualenc.evaluate.groups.split import key_of
 from dualenc.evaluate.intervals import TIMES, Interval
 from dualenc.evaluate.page.words import points
 from dualenc.evaluate.ranks import Floats, Ints, checked_rows, pair_scores
@@ -97,8 +98,9 @@ def compare(
     """Accuracy by kind (titles: kind -> its name on the page, in the page's order) and by metadata columns, with examples.
 
     Report: "PREFIX/KIND/accuracy", "…/low", "…/high" (95 %, by `bootstrap` draws of images with all their pairs; 0:
-    none), "…/chance", "PREFIX/KIND/count" (pairs); with two kinds of two images or more the worst and the gap, as
-    `groups.by_group` gives them; and its keys under "PREFIX/by/COLUMN/". ValueError: no such column.
+    none), "…/chance", "PREFIX/KIND/count" (pairs), with KIND as `split.key_of` writes it; with two kinds of two images or
+    more the worst and the gap, as `groups.by_group` gives them; and its keys under "PREFIX/by/COLUMN/". ValueError: no such
+    column.
     """
     groups = {column: groups_of(embedded.metadata, column) for column in by}  # before the work: a typo is told at once
     won = {"accuracy": judged.won.astype(np.float64)}
@@ -108,17 +110,19 @@ def compare(
     kind_of = np.array(pairs.kind)
     shown = []
     for kind in (kind for kind in titles if kind in pairs.kind):
-        key, mine = f"{prefix}/{kind}/accuracy", np.flatnonzero(kind_of == kind)
+        own, mine = f"{prefix}/{key_of(kind)}", np.flatnonzero(kind_of == kind)
+        key = f"{own}/accuracy"
         kinds[kind] = share_of(found, key, CHANCE)
         report |= {k: found[k] for k in (key, f"{key}/low", f"{key}/high") if k in found}
-        report |= {f"{key}/chance": CHANCE, f"{prefix}/{kind}/count": len(mine)}
+        report |= {f"{key}/chance": CHANCE, f"{own}/count": len(mine)}
         picked = mine[pick(judged.won[mine], examples, seed)]
         if len(picked):
             rows = [_example(embedded, pairs, judged, int(i)) for i in picked]
             shown.append(
                 Examples(titles[kind], "Drawn at random, right ones before wrong ones; with each its cosine.", rows)
             )
-    extremes = (f"{prefix}/worst", f"{prefix}/gap")  # None where there are not two to compare
+    extremes = tuple(f"{prefix}/{what}/" for what in ("worst", "worst_group", "gap"))
+    # None where there are not two to compare
     report |= {key: value for key, value in found.items() if key.startswith(extremes) and value is not None}
     tables = []
     for column, names in groups.items():
@@ -133,9 +137,10 @@ def compare(
 
 def share_of(report: Report, key: str, chance: float | None) -> Share:
     """A value of the report with its interval, where it has one."""
-    value, low, high = (report.get(f"{key}{end}") for end in ("", "/low", "/high"))
+    value, low, high = report[key], report.get(f"{key}/low"), report.get(f"{key}/high")
+    assert isinstance(value, float)
     between = Interval(low, high) if isinstance(low, float) and isinstance(high, float) else None
-    return Share(float(value or 0), chance, between)
+    return Share(value, chance, between)
 
 
 def headlines(kinds: Mapping[str, Share], titles: Mapping[str, str]) -> list[Headline]:
@@ -146,7 +151,7 @@ def kind_rows(compared: Compared, titles: Mapping[str, str], prefix: str) -> lis
     """Rows of a table: a kind's title, its pairs, its accuracy; below them the gap where there are several."""
     report = compared.report
     rows: list[list[str | Share]] = [
-        [titles[kind], f"{report[f'{prefix}/{kind}/count']:,}", share] for kind, share in compared.kinds.items()
+        [titles[kind], f"{report[f'{prefix}/{key_of(kind)}/count']:,}", share] for kind, share in compared.kinds.items()
     ]
     gap = f"{prefix}/gap/accuracy"
     if gap in report:

@@ -9,7 +9,7 @@ import numpy as np
 
 from dualenc.evaluate.groups.split import Split, key_of
 from dualenc.evaluate.intervals import Interval, percentiles, share_interval
-from dualenc.evaluate.page.words import minus, points
+from dualenc.evaluate.page.words import brackets, minus, points
 from dualenc.evaluate.ranks import Floats, Ints
 from dualenc.evaluate.sections import Share, Table
 
@@ -85,7 +85,7 @@ def _gap(groups: list[_Group], m: int, prefix: str, metric: str, lower: bool) ->
     worst, best = int(order[0]), int(order[-1])  # of equal groups two different ones
     report: Report = {
         f"{prefix}worst/{metric}": float(value[worst]),
-        f"{prefix}worst_group/{metric}": groups[worst].key,
+        f"{prefix}worst_group/{metric}": groups[worst].name,
     }
     ends = [groups[g].drawn for g in (best, worst)]
     apart = None if ends[0] is None or ends[1] is None else (ends[0] - ends[1])[:, m] * (-1 if lower else 1)
@@ -163,7 +163,7 @@ def _table(
         between = Interval(low, high) if isinstance(low, float) and isinstance(high, float) else None
         if measure.share:
             return points(value, between) if difference else Share(value, None, between)
-        return _short(value) + (f" [{_short(between.low)}, {_short(between.high)}]" if between else "")
+        return _short(value) + (f" {brackets(*map(_short, between))}" if between else "")
 
     def line(what: str, end: str = "", difference: bool = True) -> list[str | Share]:
         pairs = zip(metrics, shown, strict=True)
@@ -173,9 +173,12 @@ def _table(
         [group.name, f"{group.size:,}", *line(group.key, difference=False)] for group in groups[:TABLE_ROWS]
     ]
     if len(groups) > 1:
-        name = {group.key: group.name for group in groups}
-        worst = [report[f"{prefix}worst_group/{metric}"] for metric in metrics]
-        rows.append(["Worst group", "", *("–" if key is None else name[str(key)] for key in worst)])
+
+        def worst(metric: str) -> str:
+            alike = not report[f"{prefix}gap/{metric}"]
+            return "–" if alike else str(report[f"{prefix}worst_group/{metric}"])
+
+        rows.append(["Worst group", "", *map(worst, metrics)])
         rows.append(["Gap, best less worst", "", *line("gap")])
         if _compared(report, prefix, metrics, "/chance"):
             rows.append(["Gap of random groups", "", *line("gap", "/chance")])

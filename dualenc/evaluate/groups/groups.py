@@ -42,8 +42,8 @@ def by_group(
     GROUP is the value as keys hold it (`split.key_of`): "day/night" is "day%2Fnight", as "/" parts a key, and "gap" is
     "gap (group)"; the page shows the value itself.
     Under `prefix`: "GROUP/METRIC" (+ "/low", "/high": 95 %), "GROUP/count" (clusters), "worst_group/METRIC" (its
-    name), "worst/METRIC" (its value), "gap/METRIC" (best less worst, ≥ 0; + "/low", "/high", "/chance", "/p") and "left_out"
-    (clusters without a group). Groups of one cluster have no interval and are neither best nor worst.
+    value, not its key), "worst/METRIC" (its metric), "gap/METRIC" (best less worst, ≥ 0; + "/low", "/high", "/chance", "/p")
+    and "left_out" (clusters without a group). Groups of one cluster have no interval and are neither best nor worst.
 
     The gap is biased upwards: the best and the worst of several noisy means lie farther apart than the true ones. Its
     interval is that of these two groups' difference, as if they had been named beforehand, and so it leaves the choice

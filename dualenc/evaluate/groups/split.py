@@ -36,11 +36,15 @@ def groups_of(table: pa.Table, column: str, cut: bool = True) -> list[str | None
             "those that hold lists, objects or nothing but null make none: write text, a number or true/false)"
         )
     names = _real_names(table, column, cut) if pa.types.is_floating(table[column].type) else _names(table, column)
+    _refuse_empty(names, f"column {column!r}")
+    return names
+
+
+def _refuse_empty(names: Sequence[str | None], what: str) -> None:
     if all(name is None for name in names):
         raise ValueError(
-            f"column {column!r} is empty in all {len(names):,} samples, so there is nothing to group by; name another column"
+            f"{what} is empty in all {len(names):,} samples, so there is nothing to group by; name another column"
         )
-    return names
 
 
 def check_groups(table: pa.Table, columns: Sequence[str]) -> None:
@@ -111,11 +115,10 @@ class Split(NamedTuple):
 
     @classmethod
     def of(cls, group: Sequence[str | None], cluster: npt.ArrayLike | None) -> Split:
+        _refuse_empty(group, "the column")
         number, _ = clusters(cluster, len(group))
         row = np.array([i for i, name in enumerate(group) if name is not None], np.int64)
         names = sorted({name for name in group if name is not None})
-        if not names:
-            raise ValueError("no sample has a value to group by; name a column with values")
         if len(names) > MOST_GROUPS:
             raise ValueError(
                 f"{len(names):,} groups of {len(row):,} samples ({listed(names, 3)}): above {MOST_GROUPS:,} they say little; "

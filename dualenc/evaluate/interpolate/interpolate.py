@@ -18,6 +18,7 @@ from dualenc.data.prepare import Prepare
 from dualenc.data.sample import BadSample, Sample
 from dualenc.data.shards import Source, open_source
 from dualenc.embed.run import embed_source
+from dualenc.embed.store import is_store
 from dualenc.evaluate.retrieval import evaluate_retrieval
 from dualenc.evaluate.zeroshot.zeroshot import evaluate_zeroshot
 from dualenc.model import folder
@@ -92,7 +93,7 @@ class Point(NamedTuple):
 
 def open_task(role: str, path: str) -> Task:
     """A task by the path of its shards or folder, or ValueError or FileNotFoundError where it cannot be measured."""
-    if any((Path(path) / kind).is_dir() for kind in ("img_emb", "text_emb")):
+    if is_store(path):
         raise ValueError(
             f"{path} is a store, the embeddings of one encoder, and each alpha is another; name the shards it was made of"
         )

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from dualenc.data.sample import KINDS
 from dualenc.data.shards import Source, open_source
-from dualenc.embed.store import open_store
+from dualenc.embed.store import is_store, open_store
 from dualenc.files import sha256
 
 MOST_READ = 20_000  # samples whose bytes enter a checksum: all of a large set would be long to read
@@ -60,7 +60,7 @@ def checksum(data: str | Path) -> Checksum:
     keys, the sizes of what they have, and their bytes (image, captions, metadata, class), in their order, wherever they
     lie and however they are packed; above MOST_READ samples, the bytes of every second, third, … one. Errors as `open_source`.
     """
-    if any((Path(data) / kind).is_dir() for kind in ("img_emb", "text_emb")):
+    if is_store(data):
         return store_checksum(Path(data))
     return source_checksum(open_source(data))
 

@@ -50,10 +50,10 @@ def percent(fraction: float | None) -> str:
 def points(difference: float, between: Sequence[float] | None = None, digits: int = 1) -> str:
     """A difference of fractions in percentage points, and the ends of the interval it lies in.
 
-    >>> points(-0.012, (-0.02, 0.001)), points(0.0302, digits=2)
-    ('−1.2 points [−2.0, +0.1]', '+3.02 points')
+    >>> points(-0.012), points(0.0302, digits=2)
+    ('−1.2 points', '+3.02 points')
     """
-    ends = "" if between is None else f" [{', '.join(signed(100 * end, digits) for end in between)}]"
+    ends = "" if between is None else f" {brackets(*(signed(100 * end, digits) for end in between))}"
     return f"{signed(100 * difference, digits)} points{ends}"
 
 
@@ -68,12 +68,17 @@ def signed(value: float, digits: int = 1) -> str:
 
 
 def minus(text: str) -> str:
-    """A number's text with the sign that people read as minus.
+    """A number's text with the sign that people read as minus, and none where it reads 0.
 
-    >>> minus("-0.04")
-    '−0.04'
+    >>> minus("-0.04"), minus("-0.00")
+    ('−0.04', '0.00')
     """
-    return text.replace("-", MINUS)
+    return text.replace("-", MINUS if text.strip("-0.,") else "")
+
+
+def brackets(low: str, high: str) -> str:
+    """An interval's ends, which stay in one line."""
+    return f"[{low},\u00a0{high}]"
 
 
 def interval(share: Share) -> str:
@@ -82,7 +87,7 @@ def interval(share: Share) -> str:
     if ends is None:
         return ""
     low, high = (percent(end).removesuffix(f"{THIN}%") for end in ends)
-    return f"[{low}, {high}]"
+    return brackets(low, high)
 
 
 def bar(share: Share) -> Bar | None:
@@ -121,7 +126,7 @@ def below(table: Table) -> str:
     'Ties count as wrong. The tick on a bar is chance.'
     """
     ticks = any(isinstance(cell, Share) and cell.chance is not None for row in table.rows for cell in row)
-    return f"{table.note} The tick on a bar is chance.".strip() if ticks else table.note
+    return f"{table.note} The tick on a bar is {table.tick}.".strip() if ticks else table.note
 
 
 def numeric(table: Table) -> list[bool]:

@@ -82,7 +82,8 @@ def _overall(report: Report, shots: Sequence[int], seeds: int, absent: Sequence[
     if shots:
         notes.append(f"Few images: the mean over {seeds} draws of them, and its standard deviation.")
     if left_out := report.get("probe/shots/left_out"):
-        notes.append(f"Left out, as train has not so many images of every class: {left_out} a class.")
+        beside = " beside those held out to validate on" if report["probe/held_out"] else ""
+        notes.append(f"Left out, as train has not so many images of every class{beside}: {left_out} a class.")
     if absent:
         notes.append(f"Without a test image, and counted nowhere: {listed(absent, 12)}.")
     return Table(columns, rows, " ".join(notes))

@@ -50,7 +50,7 @@ def evaluate_probe(
     The embeddings stay as they are: what is fitted is a logistic regression (`probe.fit`). Its strength is chosen on
     `val`, or on a fifth of each class of `train` (`probe.choice`); the probe that is measured learns from both. A few-shot
     probe learns from its shots alone and looks at no more than VALIDATED_ON validation images a class. shots: None for those
-    of SHOTS that every class has the images for; the others are "probe/shots/left_out".
+    of SHOTS that every class has the images for, beside those held out; the others are "probe/shots/left_out".
 
     names: class names of "train", "val" and "test", where a set has its own (`probe.data.sets`). classes, templates: for
     the zero-shot classifier among the classes that train holds, `in_order_of` those names; without classes there is none.
@@ -103,7 +103,7 @@ def _validated(found: Sets, seed: int) -> tuple[Sets, Set]:
 
 
 def _enough(target: Ints) -> tuple[list[int], Report]:
-    """Those of SHOTS that every class of train has the images for, and what the report says of the others."""
+    """Those of SHOTS that every class has the images for among those to learn from, and what the report says of the others."""
     most = most_shots(target)
     left_out = ", ".join(str(count) for count in SHOTS if count > most)
     return [count for count in SHOTS if count <= most], {"probe/shots/left_out": left_out} if left_out else {}

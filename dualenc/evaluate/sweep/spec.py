@@ -140,8 +140,8 @@ def _samples(value: int | float | str, where: str) -> int:
         if 1 <= (seen := float(value)) < 2**63:  # YAML 1.1 takes 12.8e9 for text
             return int(seen)
     raise ValueError(
-        f"samples_seen of {where} is {value!r}, which counts no samples: the encoder would have no place over them; write "
-        "a number from 1, such as 12.8e9, or leave it out"
+        f"samples_seen of {where} is {value!r}, which counts no samples: it could not be drawn; write a number from 1 to "
+        "9e18, such as 12.8e9, or leave it out"
     )
 
 

@@ -75,7 +75,7 @@ def _settings(sweep: Sweep, combination: Combination) -> dict[str, Any]:
     from dualenc.evaluate.zeroshot.prompts import read_prompts
     from dualenc.model.names import templates
 
-    classes, prompts = read_prompts(data.path, data.classes, label=data.label)
+    classes, prompts = read_prompts(data.path, data.classes, None, data.label, "name them with `classes:`")
     prompts = prompts if combination.templates is None else templates(combination.templates)
     return {
         "task": data.task,
@@ -155,8 +155,9 @@ def _embedded(model: Any, data: Data, one: Outcome, out: Path, compute: dict[str
     """The data as this encoder embeds it, kept in a store."""
     from dualenc.data.shards import open_source
     from dualenc.embed.run import read_embedded, write_store
+    from dualenc.embed.store import is_store
 
-    if any((Path(data.path) / kind).is_dir() for kind in ("img_emb", "text_emb")):
+    if is_store(data.path):
         return read_embedded(data.path, model)
     assert one.data is not None
     store = out / "embedded" / f"{model.fingerprint[:16]}-{one.data.value[:16]}"

@@ -188,9 +188,10 @@ def _done(folder: Path) -> int:
         path.unlink()
     if lost:
         log.warning(
-            "%s: %d finished parts are made again, from row %s on: one is damaged or gone",
+            "%s: %d finished %s made again, from row %s on: one is damaged or gone",
             folder,
             len(lost),
+            "part is" if len(lost) == 1 else "parts are",
             f"{first:,}",
         )
     return first

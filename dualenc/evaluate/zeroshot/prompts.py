@@ -15,12 +15,13 @@ log = logging.getLogger("dualenc")
 
 
 def read_prompts(
-    data: str, classes: str | None = None, prompts: str | None = None, label: str = "label"
+    data: str, classes: str | None = None, prompts: str | None = None, label: str = "label", cure: str = ""
 ) -> tuple[Classes, list[str] | None]:
     """(Classes, templates) by what the user said of them, in the order of the data's labels; else what lies beside the
     data, or is its folders' names.
 
-    Templates are None where classes have prompts of their own. FileNotFoundError where nothing names the classes.
+    Templates are None where classes have prompts of their own. FileNotFoundError where nothing names the classes; cure:
+    what else the caller's user can do then.
     """
     if classes is not None:
         chosen = chosen_classes(classes, data, label)
@@ -36,7 +37,7 @@ def read_prompts(
         return Classes(names), templates(prompts) if prompts else beside
     raise FileNotFoundError(
         f"{data}: no classnames.txt in it or one folder up, and no folders by class, so classes have no names; "
-        "give --classes, or write that file, a name a line in the order of the labels"
+        f"write that file, a name a line in the order of the labels{cure and f', or {cure}'}"
     )
 
 
@@ -70,9 +71,9 @@ def own_names(data: str | Path) -> list[str] | None:
 
 def _places(data: Path) -> list[Path]:
     """The data, and what a store was embedded from, where it says so and that is there still."""
-    from dualenc.embed.store import open_store
+    from dualenc.embed.store import is_store, open_store
 
-    if not any((data / kind).is_dir() for kind in ("img_emb", "text_emb")):
+    if not is_store(data):
         return [data]
     source = (open_store(data).manifest.get("plan") or {}).get("source")
     return [data, Path(source)] if source and Path(source).exists() else [data]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from dualenc.evaluate.intervals import TIMES, mean_intervals
 from dualenc.evaluate.page.figure import INK, LINES, panel
+from dualenc.evaluate.page.words import brackets
 from dualenc.evaluate.ranks import Ints
 from dualenc.evaluate.sections import Panel, Share, Table
 from dualenc.evaluate.zeroshot.calibration import (
@@ -98,7 +99,7 @@ def calibration_table(found: Calibrated, report: Mapping[str, Any], name: str) -
 
     def number(key: str) -> str:
         low, high = report.get(f"{key}/low"), report.get(f"{key}/high")
-        return f"{report[key]:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+        return f"{report[key]:.3f}" + ("" if low is None else f" {brackets(f'{low:.3f}', f'{high:.3f}')}")
 
     def row(what: str, end: str) -> list[str | Share]:
         error = f"{name}/ece{end}"
@@ -121,6 +122,7 @@ def calibration_table(found: Calibrated, report: Mapping[str, Any], name: str) -
         f"calibration would give about {floor} % here. The "
         "temperature has the least negative log-likelihood (NLL); what it gains is measured on two halves of the images, "
         f"each with the temperature of the other. Less is better in all columns.{end}",
+        "perfect calibration",
     )
 
 
