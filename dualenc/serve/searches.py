@@ -23,7 +23,6 @@ from dualenc.serve.problems import Problem
 # searches that go together, fewer than the 20 from which FAISS's scores depend on how many; and seconds that they may take
 BATCH, BUDGET = 16, 0.002
 QUICK, SHALLOW = 0.0005, 100  # seconds, as measured, and hits, up to which a search is done on the event loop
-VERY = 0.00025  # seconds up to which it waits there for those of the same round
 NEWS = 0.1  # how much the last search counts in what one is expected to take
 DEEP = 2000  # hits from which on a search is not quick
 PATIENCE = 10.0  # seconds that a filter waits for those before it
@@ -40,7 +39,7 @@ class Searches:
             name: Lane(f"search {name}", self._timed, BATCH, plan.search, BUDGET, threads.search_alone)
             for name in names
         }
-        self._quick = Gather("quick search", self._by_key, BATCH, quiet=0)
+        self._quick = Gather("quick search", self._by_key, BATCH, BUDGET, quiet=0)
         self._run = run
         # by index (a generation): seconds that a plain search takes, about; and whose turn it is to prepare a filter
         self._cost: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
@@ -67,11 +66,8 @@ class Searches:
             if group_by is not None or offset + k > DEEP:
                 return (await self._run(_together, key, [vector]))[0]
             lane = self._lanes[name]
-            cost = self._cost.get(index, QUICK + 1) if _plain(key) and not lane.closed else QUICK + 1
-            if cost <= VERY:
+            if _plain(key) and self._cost.get(index, QUICK + 1) <= QUICK and not lane.closed:
                 return await self._quick.do((key, vector))
-            if cost <= QUICK:
-                return self._timed(key, [vector])[0]
             return await lane.do(vector, key)
 
     def _by_key(self, asked: list[tuple[Key, np.ndarray]]) -> list[Hits]:

@@ -112,3 +112,28 @@ def test_what_waits_is_a_queue(monkeypatch):
         assert lengths == [("test", 4), ("test", 1), ("test", 0)]
 
     through(scenario, most=3)
+
+
+def test_no_more_go_together_than_the_budget_holds(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(gather, "perf_counter", lambda: clock[0])
+
+    async def main():
+        batches = []
+
+        def work(items):
+            batches.append(len(items))
+            clock[0] += 0.1 * len(items)
+            return items
+
+        gathered = Gather("test", work, 100, budget=0.35, quiet=0)
+        await asyncio.gather(*map(gathered.do, range(10)))
+        assert batches == [10]  # nothing is known yet
+        await asyncio.gather(*map(gathered.do, range(7)))
+        assert batches[1:] == [3, 3, 1]
+        gathered = Gather("test", work, 100, budget=0.05, quiet=0)
+        await asyncio.gather(*map(gathered.do, range(2)))
+        await asyncio.gather(*map(gathered.do, range(3)))
+        assert batches[4:] == [2, 1, 1, 1]  # one at least
+
+    asyncio.run(main())
