@@ -198,6 +198,27 @@ def check_class_names(names: list[str], source: str = "the class list") -> list[
     return names
 
 
+def first_alike(prompts: Sequence[Sequence[str]]) -> npt.NDArray[np.int64]:
+    """For each class the first with the same prompts, (C,): itself, but for a list that names a class twice.
+
+    >>> first_alike([["a missile"], ["a ship"], ["a missile"]])
+    array([0, 1, 0])
+    """
+    first: dict[tuple[str, ...], int] = {}
+    return np.array([first.setdefault(tuple(own), c) for c, own in enumerate(prompts)])
+
+
+def twins_behind(first: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """For each class the number of those after it with the same prompts, (C,): their scores are its own, and as in an argmax
+    it stands before them. first: of `first_alike`.
+
+    >>> twins_behind([0, 1, 0])
+    array([1, 0, 0])
+    """
+    first = np.asarray(first)
+    return np.array([(first[c + 1 :] == one).sum() for c, one in enumerate(first)])
+
+
 def zero_shot_classifier(
     embed_texts: Callable[[list[str]], np.ndarray], names: Sequence[str], prompts: Sequence[str]
 ) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dualenc.data.dataset import warn_once
 from dualenc.evaluate.metrics import class_ranks, left_out, per_class_recall, retrieval_metrics
-from dualenc.model.names import zero_shot_classifier
+from dualenc.model.names import first_alike, twins_behind, zero_shot_classifier
 from dualenc.model.towers import image_features, text_features_sorted
 from dualenc.train.ranks import from_first, rank_and_ranks, rows_to_first, total
 
@@ -107,7 +107,7 @@ def zero_shot_scores(
     """
     classifier = total(_own_classes(model, tokenizer, seen.dim, names, templates))  # (C, D)
     rows = seen.whole()
-    return from_first(lambda: _zero_shot(rows or {}, classifier))
+    return from_first(lambda: _zero_shot(rows or {}, classifier, first_alike([[name] for name in names])))
 
 
 def _own_classes(model: nn.Module, tokenizer: Any, dim: int, names: list[str], templates: list[str]) -> np.ndarray:
@@ -124,7 +124,7 @@ def _own_classes(model: nn.Module, tokenizer: Any, dim: int, names: list[str], t
     return zero_shot_classifier(embed_texts, names, templates)
 
 
-def _zero_shot(rows: dict[str, np.ndarray], classifier: np.ndarray) -> dict[str, float]:
+def _zero_shot(rows: dict[str, np.ndarray], classifier: np.ndarray, first: np.ndarray) -> dict[str, float]:
     if "label" not in rows:
         raise ValueError(
             "data.zeroshot: samples have no KEY.cls, so there is nothing to compare with; add classes or leave it out"
@@ -132,7 +132,8 @@ def _zero_shot(rows: dict[str, np.ndarray], classifier: np.ndarray) -> dict[str,
     images, target, classes = rows["image"], rows["label"], len(classifier)
     starts = range(0, max(1, len(images)), ROWS_AT_ONCE)
     blocks = [slice(start, start + ROWS_AT_ONCE) for start in starts]
-    rank = np.concatenate([class_ranks(images[some] @ classifier.T, target[some]) for some in blocks])
+    rank = np.concatenate([class_ranks((images[some] @ classifier.T)[:, first], target[some]) for some in blocks])
+    rank -= twins_behind(first)[target]
     recall, _ = per_class_recall(rank, target, classes)
     scores = {"acc1": float((rank < 1).mean())} | ({"acc5": float((rank < 5).mean())} if classes >= 5 else {})
     return scores | {"mean_per_class_recall": float(np.nanmean(recall))}

@@ -96,6 +96,16 @@ def test_zero_shot_is_the_argmax_over_classes(encoder, val_shards):
     assert "acc5" not in two and "acc5" in found  # undefined below five classes
 
 
+def test_of_a_class_that_is_named_twice_the_first_counts(encoder, val_shards):
+    seen = collected(encoder, open_source(val_shards), 12)[0]
+    names = ["red", "green", "blue", "yellow", "black", "white", "purple", "orange"]
+    whole = seen.whole()
+    right = (whole["image"] @ encoder.embed_texts(names).T).argmax(axis=1) == whole["label"]
+    often = names[np.bincount(whole["label"][right]).argmax()]
+    twice = zero_shot_scores(encoder.model, encoder.tokenizer, seen, [*names, often], ["{}"])
+    assert twice["acc1"] == pytest.approx(right.mean()) and right.any()
+
+
 NAMES = ["red", "green", "blue", "yellow", "black", "white", "purple", "orange"]
 TEMPLATES = ["{}", "a {} picture", "it is {}"]
 

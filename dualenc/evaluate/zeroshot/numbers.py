@@ -19,6 +19,7 @@ from dualenc.evaluate.ranks import Floats, Ints
 from dualenc.evaluate.sections import Table
 from dualenc.evaluate.zeroshot.confusion import predictions
 from dualenc.evaluate.zeroshot.scale import Calibrated, calibrated
+from dualenc.model.names import first_alike
 
 WORDS = {"acc1": "Right at first", "acc5": "Right among five", "mean_per_class_recall": "Mean over classes"}
 ERRORS = {"nll": "NLL", "brier": "Brier"}
@@ -56,16 +57,6 @@ class Named:
         each = f"{few:,}" if few == most else f"{few:,} to {most:,}"
         how = "by prompts of their own" if self.templates is None else "by their names" + " alone" * (most == 1)
         return f"into {len(self.classes):,} classes {how} ({each} {'prompt' if most == 1 else 'prompts'} each)"
-
-
-def first_alike(prompts: Sequence[Sequence[str]]) -> Ints:
-    """For each class the first with the same prompts, (C,): itself, but for a list that names a class twice.
-
-    >>> first_alike([["a missile"], ["a ship"], ["a missile"]])
-    array([0, 1, 0])
-    """
-    first: dict[tuple[str, ...], int] = {}
-    return np.array([first.setdefault(tuple(own), c) for c, own in enumerate(prompts)])
 
 
 class Judged(NamedTuple):

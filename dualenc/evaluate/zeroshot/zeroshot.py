@@ -15,10 +15,10 @@ from dualenc.evaluate.sections import Embedded, Section, TextEncoder, check_dim
 from dualenc.evaluate.zeroshot.classifier import classifier
 from dualenc.evaluate.zeroshot.labels import holds_lists, label_lists, labels
 from dualenc.evaluate.zeroshot.multilabel_section import evaluate_lists
-from dualenc.evaluate.zeroshot.numbers import Named, Report, by_groups, first_alike, judge, zeroshot_report
+from dualenc.evaluate.zeroshot.numbers import Named, Report, by_groups, judge, zeroshot_report
 from dualenc.evaluate.zeroshot.page import check_format, class_table, page, write_classes
 from dualenc.evaluate.zeroshot.scale import own_scale
-from dualenc.model.names import Classes, class_prompts
+from dualenc.model.names import Classes, class_prompts, first_alike, twins_behind
 
 
 def class_scores(images: npt.ArrayLike, weights: npt.ArrayLike) -> npt.NDArray[np.float32]:
@@ -35,8 +35,7 @@ def class_places(images: npt.ArrayLike, weights: npt.ArrayLike, target: Ints, pr
     names hold two such pairs) the first stands before the others, as in an argmax.
     """
     first = first_alike(prompts)
-    behind = np.array([(first[c + 1 :] == one).sum() for c, one in enumerate(first)])
-    return ranks(images, np.asarray(weights)[first], list(target[:, None])) - behind[target]
+    return ranks(images, np.asarray(weights)[first], list(target[:, None])) - twins_behind(first)[target]
 
 
 def classify(
