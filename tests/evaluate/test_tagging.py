@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -354,6 +355,34 @@ def test_killed_after_it_was_finished(tmp_path):
     write_labels(out, PLAN, N, run)
     assert not run.started
     assert not folder.exists()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("after", range(8))  # parts
+def test_killed_while_it_removed_the_parts(tmp_path, monkeypatch, after):
+    """Even where the table is taken away meanwhile, what is left of the parts goes on."""
+    out, unlink, left = tmp_path / "labels.parquet", Path.unlink, [after]
+
+    def killing(path, *given, **more):
+        if path.parent == parts_folder(out) and path.suffix == ".parquet":
+            if not left[0]:
+                raise Killed
+            left[0] -= 1
+        unlink(path, *given, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "unlink", killing)
+        write_labels(out, PLAN, N, Run())
+    assert out.exists()
+    out.unlink()
+    run = Run()
+    write_labels(out, PLAN, N, run)
+    assert pq.read_table(out).replace_schema_metadata(None) == wanted()
+    assert run.started == ([14 * (8 - after)] if after else [])
+    assert not parts_folder(out).exists()
 
 
 def test_other_settings_are_noticed(tmp_path):

@@ -65,7 +65,7 @@ def write_labels(out: Path, plan: dict[str, Any], rows: int, tables: Callable[[i
         )
     if theirs is not None:
         if _plan(folder) == plan:  # what a run left that was killed at its very end
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
         return summary(out)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
@@ -80,7 +80,7 @@ def write_labels(out: Path, plan: dict[str, Any], rows: int, tables: Callable[[i
                 f"{folder} holds {first:,} rows, and there are {rows:,} images: they changed meanwhile; remove it to begin anew"
             )
         _merge(folder, out, plan)
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     return summary(out)
 
 
@@ -195,6 +195,14 @@ def _done(folder: Path) -> int:
             f"{first:,}",
         )
     return first
+
+
+def _remove(folder: Path) -> None:
+    """Remove the parts, the last one first and their plan after them: what a killed run leaves of them has no gap."""
+    with contextlib.suppress(OSError):
+        for path in sorted(folder.glob("*.parquet"), reverse=True):
+            path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sound(path: Path) -> bool:
