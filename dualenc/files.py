@@ -100,10 +100,12 @@ def _clear(path: Path) -> None:
                 young = time.time() - left.stat().st_ctime < 2  # its maker may be about to hold it
                 if young or (held := _hold(left)) is None:
                     continue
-                if suffix == ".old" and not path.exists():
-                    os.replace(left, path)
-                shutil.rmtree(left, ignore_errors=True)
-                os.close(held)
+                try:
+                    if suffix == ".old" and not path.exists():
+                        os.replace(left, path)
+                    shutil.rmtree(left, ignore_errors=True)
+                finally:
+                    os.close(held)
 
 
 def refuse_existing(path: Path) -> None:

@@ -169,7 +169,7 @@ def _check_captions(source: Any) -> None:
         except (BadSample, OSError) as error:
             reasons[str(error) if isinstance(error, BadSample) else UNREADABLE] += 1
     if reasons:
-        told = ", ".join(f"{count:,} samples: {reason}" for reason, count in reasons.items())
+        told = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
         raise ValueError(
             f"{source.path}: of its {len(source):,} samples none has a caption that can be read ({told}), so there are no "
             "pairs to score; save captions as UTF-8, in files that can be read"

@@ -212,7 +212,7 @@ def _quick(encoder: Encoder) -> Gather | None:
     if encoder.text_seconds > QUICK:
         return None
     begin = getattr(encoder, "begin", lambda threads: None)
-    return Gather("quick text", lambda texts: encoder.embed_texts(texts), TOGETHER, begin=lambda: begin(1))
+    return Gather("quick text", encoder.embed_texts, TOGETHER, begin=lambda: begin(1))
 
 
 def _lanes_of(slots: Iterable[Slot]) -> dict[Lane, None]:

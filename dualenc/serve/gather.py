@@ -1,8 +1,8 @@
 """Work that is quick enough for the event loop itself, of all who ask for it at about the same time.
 
 A thread beside the event loop waits for Python's lock several times a batch, and has the loop wait for it; and it begins with
-the first request, while others are just being read. One text alone takes a small tower three times as long as its share of
-eight. So the loop reads on while requests come, and then does them together, itself.
+the first request, while others are just being read, though a small tower takes longer for each text alone than for several
+together. So the loop reads on while requests come, and then does them together, itself.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from time import perf_counter
 from typing import Any
 
 from dualenc.serve import observe
+from dualenc.serve.lanes import NEWS
 
-NEWS = 0.2  # how much the last batch counts in what an item is expected to take
 QUIET, LONGEST = 0.0002, 0.002  # seconds that the first item waits: until nothing more comes for a while, and in all
 
 

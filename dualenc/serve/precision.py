@@ -63,7 +63,7 @@ class Served:
         return self._unit(self._encoder.embed_images(images))
 
     def short(self, text: str) -> bool:
-        """Whether a text takes no longer than `text_seconds`, which is seconds."""
+        """Whether `text_seconds` holds for a text: it has no more tokens than those that were timed, about."""
         return len(np.trim_zeros(self._tokens([text])[0], "b")) <= SHORT  # zeros pad
 
     def _text_seconds(self) -> float:
@@ -104,8 +104,8 @@ class Served:
 
 
 def _tokenizer(encoder: DualEncoder) -> Callable[[Sequence[str]], np.ndarray]:
-    """Texts to token ids as loader workers do it, in a tenth of the time of open_clip's, which holds Python's lock; open_clip's
-    where workers could not have it."""
+    """Texts to token ids as loader workers do it, in less time than open_clip's, which holds Python's lock; open_clip's where
+    workers could not have it."""
     try:
         return make_tokenizer(encoder.spec["text"])
     except ValueError:

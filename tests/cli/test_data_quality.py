@@ -125,7 +125,7 @@ def test_data_without_captions_are_told_before_the_encoder_works(gaps: Path, cap
     write_tar(Path("latin/0.tar"), latin)
     assert main(["data", "score", "latin", *words]) == 1
     said = capsys.readouterr().err
-    assert "of its 4 samples none has a caption that can be read (3 samples: caption is not UTF-8)" in said
+    assert "of its 4 samples none has a caption that can be read (caption is not UTF-8: 3)" in said
     assert "save captions as UTF-8" in said and "no-such-encoder" not in said
     assert main(["data", "score", str(gaps), *words]) == 1
     assert "no-such-encoder" in capsys.readouterr().err

@@ -17,7 +17,6 @@ from dualenc.evaluate.probe.fit import fit, principal
 from dualenc.evaluate.probe.numbers import ZERO, Fitted, Report, by_groups, counted, few, how, numbers
 from dualenc.evaluate.probe.page import page
 from dualenc.evaluate.probe.progress import Progress
-from dualenc.evaluate.ranks import Ints
 from dualenc.evaluate.sections import Embedded, Section, TextEncoder, check_dim
 from dualenc.evaluate.zeroshot.classifier import classifier
 from dualenc.evaluate.zeroshot.zeroshot import class_places
@@ -68,15 +67,11 @@ def evaluate_probe(
     found, unlabelled = sets(given, names or {}, label)
     seen = {"probe/test_in_train": seen_share(found)}
     data, pool = _validated(found, seed)
-    shots, left_out = _enough(data.train.target) if shots is None else (shots, {})
-    for count in shots:  # too few images, too
-        draw_shots(data.train.target, count, data.classes, held=found.val is None)
+    shots, left_out = _enough(data, shots, held=found.val is None)
     own = next((each for each in (names or {}).values() if each), None)
     zero = None if classes is None else _zero_shot(encoder, found, classes, templates, own)
     target, number = found.test.target, len(found.classes)
-    with Progress(1 + len(shots) * seeds) as progress:
-        full = _probe(data.train, pool, found.test, number, device, progress, together=True)
-        drawn = {count: [_few(data, pool, count, seed + i, device, progress) for i in range(seeds)] for count in shots}
+    full, drawn = _all(data, pool, shots, [seed + i for i in range(seeds)], device)
     ways = {"probe/": full.right} | ({} if zero is None else {ZERO: zero})
     ways |= {f"probe/shots/{count}/": np.mean([each.right for each in some], axis=0) for count, some in drawn.items()}
     report = numbers(ways, target, number, times, seed) | counted(found, data, pool, unlabelled) | how(full) | seen
@@ -85,13 +80,13 @@ def evaluate_probe(
         report |= few(some, target, number, f"probe/shots/{count}/", seed)
     recall, size = per_class_recall(~full.right, target, number)
     report |= {f"probe/recall/{found.classes[c]}": float(recall[c]) for c in np.flatnonzero(size)}
-    tables = []
-    for column, group in groups.items():
-        own = [group[row] for row in found.test.row]
-        more, table = by_groups(full.right, target, own, f"probe/by/{column}/", times, seed)
+    grouped = [
+        by_groups(full.right, target, [group[row] for row in found.test.row], f"probe/by/{column}/", times, seed)
+        for column, group in groups.items()
+    ]
+    for more, _ in grouped:
         report |= more
-        tables.append(table)
-    return report, page(report, test, found, full, shots, tables, seeds, seed)
+    return report, page(report, test, found, full, shots, [table for _, table in grouped], seeds, seed)
 
 
 def _validated(found: Sets, seed: int) -> tuple[Sets, Set]:
@@ -102,11 +97,25 @@ def _validated(found: Sets, seed: int) -> tuple[Sets, Set]:
     return found._replace(train=found.train.take(kept)), found.train.take(out)
 
 
-def _enough(target: Ints) -> tuple[list[int], Report]:
-    """Those of SHOTS that every class has the images for among those to learn from, and what the report says of the others."""
-    most = most_shots(target)
+def _enough(data: Sets, shots: Sequence[int] | None, held: bool) -> tuple[Sequence[int], Report]:
+    """The shots; where none are given those of SHOTS that every class has the images for among those to learn from, and what
+    the report says of the others. ValueError: too few images for those given. held: whether some are held out."""
+    if shots is not None:
+        for count in shots:
+            draw_shots(data.train.target, count, data.classes, held=held)
+        return shots, {}
+    most = most_shots(data.train.target)
     left_out = ", ".join(str(count) for count in SHOTS if count > most)
     return [count for count in SHOTS if count <= most], {"probe/shots/left_out": left_out} if left_out else {}
+
+
+def _all(
+    data: Sets, pool: Set, shots: Sequence[int], seeds: Sequence[int], device: str | torch.device
+) -> tuple[Fitted, dict[int, list[Fitted]]]:
+    """The probe of all images, and those of each number of shots, one a seed."""
+    with Progress(1 + len(shots) * len(seeds)) as progress:
+        full = _probe(data.train, pool, data.test, len(data.classes), device, progress, together=True)
+        return full, {count: [_few(data, pool, count, each, device, progress) for each in seeds] for count in shots}
 
 
 def _probe(
